@@ -1,0 +1,19 @@
+"""NVAE, the deep hierarchical VAE of Vahdat and Kautz (2020), for TensorFlow and Keras 3."""
+
+from nvae_tf.config import (
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from nvae_tf.model import NVAE
+
+__all__ = [
+    "NVAE",
+    "DataConfig",
+    "ExperimentConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+]

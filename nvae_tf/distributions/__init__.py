@@ -1,0 +1,13 @@
+"""TFP distributions of the latent groups and of images."""
+
+from nvae_tf.distributions.likelihoods import ImageDistribution, PixelNormal, image_distribution
+from nvae_tf.distributions.logistic_mixture import DiscretizedLogisticMixture
+from nvae_tf.distributions.residual_normal import ResidualNormal
+
+__all__ = [
+    "DiscretizedLogisticMixture",
+    "ImageDistribution",
+    "PixelNormal",
+    "ResidualNormal",
+    "image_distribution",
+]

@@ -1,0 +1,200 @@
+"""The discretised mixture of logistics over the channels of a pixel (SPEC section 4)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+_MIN_LOG_SCALE = -7.0
+_MIN_MASS = 1e-5  # of a bin; below it the density at the bin's centre stands for the mean density
+_UNIFORM_MARGIN = 1e-5
+
+
+def num_coefficients(num_channels: int) -> int:
+    """Coefficients stored per channel, so that every channel can depend on all before it.
+
+    C channels need C (C - 1) / 2; they are spread evenly, and an even C leaves some unused.
+    """
+    return num_channels // 2
+
+
+def num_logistic_mixture_parameters(num_channels: int, num_mixtures: int) -> int:
+    """Parameters per pixel: 3 M for one channel, 10 M for three."""
+    return num_mixtures * (1 + num_channels * (2 + num_coefficients(num_channels)))
+
+
+class DiscretizedLogisticMixture(tfd.Distribution):
+    """A mixture of discretised logistics over one pixel's C channels, values in [0, 1].
+
+    Within a mixture component the channels are autoregressive: on values scaled to [-1, 1],
+
+    ```none
+    mean_c(x) = m_c + Σ_{d<c} tanh(k_cd) x_d
+    log P(x)  = logsumexp_i [ log π_i + Σ_c log P_i(x_c | x_<c) ]
+    P_i(x_c)  = F((x_c + w - mean_c) / s_c) - F((x_c - w - mean_c) / s_c),  w = 1 / (2^bits - 1)
+    ```
+
+    with F the logistic function. The lowest bin reaches to -∞, and bins whose centre exceeds 0.99
+    reach to +∞. With 8 bits those are the two highest, 254 and 255, as in the published models:
+    there the mass of 255 counts twice, and the probabilities of all values sum to 1 + P(255). With
+    7 bits or fewer they sum to 1.
+
+    `parameters` holds, along its last axis, M mixture logits and then, by channel, [means (M),
+    log-scales (M), coefficients (M) × ⌊C/2⌋]. The coefficients k_10, k_20, k_21, k_30, … are those
+    of channel 0, 1, 2, … in this order; one channel has none.
+
+    #### References
+
+    Salimans et al., *PixelCNN++*, ICLR 2017.
+    """
+
+    def __init__(
+        self,
+        params: tf.Tensor,
+        num_channels: int,
+        num_mixtures: int,
+        num_bits: int = 8,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "DiscretizedLogisticMixture",
+    ):
+        """Builds the distribution.
+
+        Args:
+          params: (..., `num_logistic_mixture_parameters(C, M)`), float32.
+          num_channels: C, the size of an event.
+          num_mixtures: M.
+          num_bits: the values are k / (2^num_bits - 1).
+          validate_args: as for every TFP distribution.
+          allow_nan_stats: as for every TFP distribution.
+          name: as for every TFP distribution.
+
+        Raises:
+          ValueError: if the last axis of `params` has another size.
+        """
+        parameters = dict(locals())
+        expected = num_logistic_mixture_parameters(num_channels, num_mixtures)
+        if params.shape[-1] != expected:
+            raise ValueError(
+                f"{num_mixtures} mixtures over {num_channels} channels take {expected} parameters "
+                f"per pixel, received {params.shape[-1]}."
+            )
+        with tf.name_scope(name):
+            self._params = tf.convert_to_tensor(params)
+            self._num_channels = num_channels
+            self._num_mixtures = num_mixtures
+            self._num_bits = num_bits
+            self._logits = self._params[..., :num_mixtures]
+            shape = tf.concat(
+                [tf.shape(self._params)[:-1], [num_channels, -1, num_mixtures]], axis=0
+            )
+            by_channel = tf.reshape(self._params[..., num_mixtures:], shape)  # [..., C, blocks, M]
+            self._means = by_channel[..., 0, :]
+            self._log_scales = tf.maximum(by_channel[..., 1, :], _MIN_LOG_SCALE)
+            coefficients = tf.tanh(by_channel[..., 2:, :])
+            # One entry per (channel, block), channels slowest: k_10, k_20, k_21, ...
+            self._coefficients = [
+                coefficients[..., channel, block, :]
+                for channel in range(num_channels)
+                for block in range(num_coefficients(num_channels))
+            ]
+        super().__init__(
+            dtype=self._params.dtype,
+            reparameterization_type=tfd.NOT_REPARAMETERIZED,
+            validate_args=validate_args,
+            allow_nan_stats=allow_nan_stats,
+            parameters=parameters,
+            name=name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype, num_classes=None):
+        return {"params": tfp.util.ParameterProperties(event_ndims=1)}
+
+    def _event_shape(self):
+        return tf.TensorShape([self._num_channels])
+
+    def _event_shape_tensor(self):
+        return tf.constant([self._num_channels], tf.int32)
+
+    def _conditional_mean(
+        self, channel: int, means: tf.Tensor, coefficients: list, previous: list
+    ) -> tf.Tensor:
+        """Mean of a channel given the values of those before it, in [-1, 1]."""
+        first = channel * (channel - 1) // 2
+        mean = means[..., channel, :]
+        for index, value in enumerate(previous):
+            mean += coefficients[first + index] * value
+        return mean
+
+    def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        x = 2.0 * x - 1.0
+        values = [x[..., c, None] for c in range(self._num_channels)]
+        log_prob = tf.nn.log_softmax(self._logits)
+        for c, value in enumerate(values):
+            mean = self._conditional_mean(c, self._means, self._coefficients, values[:c])
+            log_prob += self._bin_log_prob(value, mean, self._log_scales[..., c, :])
+        return tf.reduce_logsumexp(log_prob, axis=-1)
+
+    def _bin_log_prob(self, x: tf.Tensor, mean: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+        bins = 2.0**self._num_bits - 1
+        centred = x - mean
+        inverse_scale = tf.exp(-log_scale)
+        upper = inverse_scale * (centred + 1 / bins)
+        lower = inverse_scale * (centred - 1 / bins)
+        centre = inverse_scale * centred
+        mass = tf.sigmoid(upper) - tf.sigmoid(lower)
+        log_density = centre - log_scale - 2 * tf.nn.softplus(centre)
+        # Both branches of a tf.where get gradients, so neither may be infinite anywhere.
+        log_mass = tf.where(
+            mass > _MIN_MASS,
+            tf.math.log(tf.maximum(mass, 1e-10)),
+            log_density - tf.math.log(bins / 2),
+        )
+        log_from_top = -tf.nn.softplus(lower)
+        log_to_bottom = upper - tf.nn.softplus(upper)
+        return tf.where(x < -0.999, log_to_bottom, tf.where(x > 0.99, log_from_top, log_mass))
+
+    def _sample_n(self, n: int | tf.Tensor, seed=None) -> tf.Tensor:
+        component_seed, value_seed = tfp.random.split_seed(seed, n=2)
+        shape = tf.concat([[n], tf.shape(self._logits)], axis=0)
+        gumbel = -tf.math.log(-tf.math.log(self._uniform(shape, component_seed)))
+        chosen = tf.one_hot(
+            tf.argmax(self._logits + gumbel, axis=-1), self._num_mixtures, dtype=self.dtype
+        )  # [n, ..., M]
+
+        def choose(parameter):  # [..., M] to [n, ...]
+            return tf.reduce_sum(parameter * chosen, axis=-1)
+
+        def choose_by_channel(parameter):  # [..., C, M] to [n, ..., C]
+            return tf.reduce_sum(parameter * chosen[..., None, :], axis=-1)
+
+        means = choose_by_channel(self._means)
+        log_scales = choose_by_channel(self._log_scales)
+        coefficients = [choose(k)[..., None] for k in self._coefficients]
+        uniform = self._uniform(tf.shape(means), value_seed)
+        noise = tf.exp(log_scales) * (tf.math.log(uniform) - tf.math.log1p(-uniform))
+        return self._chain(means[..., None], coefficients, noise)
+
+    def _mean(self) -> tf.Tensor:
+        weights = tf.nn.softmax(self._logits)
+        means = tf.reduce_sum(self._means * weights[..., None, :], axis=-1)
+        coefficients = [
+            tf.reduce_sum(k * weights, axis=-1, keepdims=True) for k in self._coefficients
+        ]
+        return self._chain(means[..., None], coefficients, tf.zeros_like(means))
+
+    def _chain(self, means: tf.Tensor, coefficients: list, noise: tf.Tensor) -> tf.Tensor:
+        """Values in [0, 1], channel after channel, each from those before it."""
+        values: list[tf.Tensor] = []
+        for c in range(self._num_channels):
+            mean = self._conditional_mean(c, means, coefficients, values)
+            values.append(tf.clip_by_value(mean + noise[..., c, None], -1.0, 1.0))
+        return 0.5 * (tf.concat(values, axis=-1) + 1.0)
+
+    def _uniform(self, shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_uniform(
+            shape, seed, _UNIFORM_MARGIN, 1 - _UNIFORM_MARGIN, self.dtype
+        )

@@ -1,0 +1,306 @@
+"""Import of checkpoints of the paper's own PyTorch release (SPEC section 10).
+
+The file format is described there; this module was written from that description alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from nvae_tf.config import ModelConfig
+from nvae_tf.layers.cells import (
+    ConvolutionBranch,
+    DownSkip,
+    InvertedBottleneck,
+    ResidualCell,
+    SqueezeExcitation,
+    UpSkip,
+)
+from nvae_tf.layers.convolution import Convolution, WeightNormConvolution
+from nvae_tf.layers.normalization import BatchNormalization
+from nvae_tf.model import NVAE
+
+# Image side and channels by the release's data-set names. Its gray sets are 28x28 padded to 32x32.
+_GRAY = {"image_shape": (32, 32, 1), "padding": 2, "likelihood": "bernoulli", "num_x_bits": 1}
+_DATASETS: dict[str, dict[str, Any]] = {
+    "mnist": _GRAY,
+    "omniglot": _GRAY,
+    "cifar10": {"image_shape": (32, 32, 3)},
+    "imagenet_32": {"image_shape": (32, 32, 3)},
+    "celeba_64": {"image_shape": (64, 64, 3)},
+    "celeba_256": {"image_shape": (256, 256, 3)},
+    "ffhq": {"image_shape": (256, 256, 3)},
+    "lsun_bedroom_128": {"image_shape": (128, 128, 3)},
+    "lsun_bedroom_256": {"image_shape": (256, 256, 3)},
+}
+_OPTIONS = (
+    "num_latent_scales",
+    "num_groups_per_scale",
+    "num_latent_per_group",
+    "num_channels_enc",
+    "num_channels_dec",
+    "num_preprocess_blocks",
+    "num_preprocess_cells",
+    "num_postprocess_blocks",
+    "num_postprocess_cells",
+    "num_cell_per_cond_enc",
+    "num_cell_per_cond_dec",
+    "num_nf",
+    "use_se",
+    "res_dist",
+    "arch_instance",
+)
+_OPTIONS_OF_LATER_VERSIONS = {
+    "ada_groups": False,
+    "min_groups_per_scale": 1,
+    "num_mixture_dec": 10,
+}
+# Counters and caches that hold nothing of the model.
+_IGNORED_ENDINGS = ("num_batches_tracked", "weight_normalized")
+
+
+class _Weight(NamedTuple):
+    """Where one array of a checkpoint goes."""
+
+    key: str
+    variable: keras.Variable
+    to_ours: Callable[[np.ndarray], np.ndarray]  # from the checkpoint's layout
+    shape: tuple[int, ...]  # expected in the checkpoint
+
+
+def load_checkpoint(path: str | os.PathLike) -> NVAE:
+    """The model of a checkpoint of the paper's release, its weights in place.
+
+    Nothing in the file is executed: only tensors, plain containers and the argument namespace are
+    read from it.
+
+    Args:
+      path: a `.pt` file with `state_dict` and `args`.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ImportError: if PyTorch, which reads the file, is not installed.
+      ValueError: if the file is damaged, holds anything but data, or does not fit: then the message
+        names the option, or the key with the expected and the received shape.
+    """
+    checkpoint = _read(path)
+    model = NVAE(_model_config(vars(checkpoint["args"])))
+    _assign(model, checkpoint["state_dict"])
+    return model
+
+
+def _read(path: str | os.PathLike) -> dict[str, Any]:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"No checkpoint at {os.fspath(path)!r}.")
+    try:
+        import torch  # only this step needs it
+    except ImportError as error:
+        raise ImportError(
+            "Reading a PyTorch checkpoint needs PyTorch: pip install 'nvae-tf[nvlabs]'."
+        ) from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Mapped, so that the file's tensors and the model's are not in memory at once; only
+            # the zip format can be.
+            checkpoint = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{os.fspath(path)!r} is not a readable checkpoint of tensors and arguments alone "
+            f"({type(error).__name__}: {first_line})."
+        ) from error
+    missing = [key for key in ("state_dict", "args") if key not in dict(checkpoint)]
+    if missing:
+        raise ValueError(f"{os.fspath(path)!r} lacks {' and '.join(missing)}.")
+    return checkpoint
+
+
+def _model_config(args: dict[str, Any]) -> ModelConfig:
+    """The configuration that the release's argument namespace stands for."""
+    missing = [name for name in ("dataset", "num_x_bits", *_OPTIONS) if name not in args]
+    if missing:
+        raise ValueError(f"The checkpoint's arguments lack {', '.join(missing)}.")
+    if args["dataset"] not in _DATASETS:
+        raise ValueError(
+            f"Unknown dataset {args['dataset']!r} in the checkpoint's arguments. "
+            f"Known: {', '.join(_DATASETS)}."
+        )
+    options = {name: args[name] for name in _OPTIONS}
+    options |= {name: args.get(name, old) for name, old in _OPTIONS_OF_LATER_VERSIONS.items()}
+    options["num_x_bits"] = args["num_x_bits"]
+    options["likelihood"] = "normal" if options["num_mixture_dec"] == 1 else "logistic_mixture"
+    return ModelConfig(**(options | _DATASETS[args["dataset"]]))
+
+
+def _assign(model: NVAE, state: dict[str, Any]) -> None:
+    weights = list(_weights(model))
+    expected = {weight.key for weight in weights}
+    received = {key for key in state if not key.endswith(_IGNORED_ENDINGS)}
+    if model.config.is_vanilla:
+        received.discard("prior_ftr0")  # a model without towers has no use for it
+    if expected != received:
+        raise ValueError(
+            "The checkpoint does not fit its arguments. "
+            f"Missing: {', '.join(sorted(expected - received)) or 'none'}. "
+            f"Surplus: {', '.join(sorted(received - expected)) or 'none'}."
+        )
+    for weight in weights:
+        shape = tuple(state[weight.key].shape)
+        if shape != weight.shape:
+            raise ValueError(
+                f"{weight.key!r} in the checkpoint: expected the shape {weight.shape}, "
+                f"received {shape}."
+            )
+    unplaced = {id(variable) for variable in model.variables}
+    for weight in weights:
+        weight.variable.assign(weight.to_ours(state[weight.key].numpy()))
+        unplaced.remove(id(weight.variable))
+    assert not unplaced, f"{len(unplaced)} variables have no place in a checkpoint"
+
+
+def _weight(key, variable, permutation=None, extra_axes=0) -> _Weight:
+    """A weight whose axes are permuted, or that has single axes at its end, in the checkpoint.
+
+    Args:
+      permutation: for every axis of ours, its place in the checkpoint.
+    """
+    ours = tuple(variable.shape)
+    if permutation is None:
+        return _Weight(key, variable, lambda array: array.reshape(ours), ours + (1,) * extra_axes)
+    theirs = [0] * len(ours)
+    for axis, place in enumerate(permutation):
+        theirs[place] = ours[axis]
+    return _Weight(key, variable, lambda array: array.transpose(permutation), tuple(theirs))
+
+
+def _convolution(prefix: str, layer: Convolution) -> Iterator[_Weight]:
+    yield _weight(f"{prefix}.weight", layer.kernel, permutation=(2, 3, 1, 0))  # HWIO from OIHW
+    if layer.use_bias:
+        yield _weight(f"{prefix}.bias", layer.bias)
+    if isinstance(layer, WeightNormConvolution):
+        yield _weight(f"{prefix}.log_weight_norm", layer.log_scale, extra_axes=3)
+
+
+def _batch_norm(prefix: str, layer: BatchNormalization) -> Iterator[_Weight]:
+    yield _weight(f"{prefix}.weight", layer.gamma)
+    yield _weight(f"{prefix}.bias", layer.beta)
+    yield _weight(f"{prefix}.running_mean", layer.moving_mean)
+    yield _weight(f"{prefix}.running_var", layer.moving_variance)
+
+
+def _squeeze_excitation(prefix: str, layer: SqueezeExcitation) -> Iterator[_Weight]:
+    for index, dense in ((0, layer.squeeze), (2, layer.excite)):
+        yield _weight(f"{prefix}.{index}.weight", dense.kernel, permutation=(1, 0))
+        yield _weight(f"{prefix}.{index}.bias", dense.bias)
+
+
+def _skip(prefix: str, layer: DownSkip | UpSkip) -> Iterator[_Weight]:
+    if isinstance(layer, UpSkip):
+        yield from _convolution(f"{prefix}.1", layer.convolution)
+        return
+    for i, convolution in enumerate(layer.convolutions):
+        yield from _convolution(f"{prefix}.conv_{i + 1}", convolution)
+
+
+def _operation(prefix: str, layer: ConvolutionBranch | InvertedBottleneck) -> Iterator[_Weight]:
+    if isinstance(layer, ConvolutionBranch):
+        if layer.normalization:
+            name = "bn_act" if layer.normalization.activation == "swish" else "bn.bn"
+            yield from _batch_norm(f"{prefix}.{name}", layer.normalization)
+        yield from _convolution(f"{prefix}.conv_0", layer.convolution)
+        return
+    first = 1 if layer.kind == "up" else 0  # the up-sampling counts as a layer
+    before, expand, after_expand = layer.pointwise
+    spatial, after_spatial, project, last = layer.spatial
+    yield from _batch_norm(f"{prefix}.conv.{first}.bn", before)
+    yield from _convolution(f"{prefix}.conv.{first + 1}.conv.0", expand)
+    yield from _batch_norm(f"{prefix}.conv.{first + 1}.conv.1", after_expand)
+    yield from _convolution(f"{prefix}.conv.{first + 2}.conv.0", spatial)
+    yield from _batch_norm(f"{prefix}.conv.{first + 2}.conv.1", after_spatial)
+    yield from _convolution(f"{prefix}.conv.{first + 3}", project)
+    yield from _batch_norm(f"{prefix}.conv.{first + 4}.bn", last)
+
+
+def _cell(prefix: str, cell: ResidualCell) -> Iterator[_Weight]:
+    if cell.skip:
+        yield from _skip(f"{prefix}.skip", cell.skip)
+    for i, operation in enumerate(cell.branch):
+        yield from _operation(f"{prefix}._ops.{i}", operation)
+    if cell.gate:
+        yield from _squeeze_excitation(f"{prefix}.se.se", cell.gate)
+
+
+def _tower(prefix: str, items: list) -> Iterator[_Weight]:
+    for i, item in enumerate(items):
+        if isinstance(item, ResidualCell):
+            yield from _cell(f"{prefix}.{i}", item)
+        else:  # a combiner
+            yield from _convolution(f"{prefix}.{i}.conv", item.convolution)
+
+
+def _encoder_items(model: NVAE) -> list:
+    """Cells and combiners in the order of the bottom-up pass; the last group has no combiner."""
+    if model.config.is_vanilla:
+        return []
+    cells, down_cells = iter(model.encoder_cells), iter(model.encoder_down_cells)
+    combiners = iter(model.encoder_combiners[::-1])
+    items: list = []
+    for scale, groups in enumerate(model.config.groups_per_scale):
+        if scale > 0:
+            items.append(next(down_cells))
+        for _ in range(groups):
+            items += [next(cells) for _ in range(model.config.num_cell_per_cond_enc)]
+            items += [combiner for combiner in [next(combiners, None)] if combiner]
+    return items
+
+
+def _decoder_items(model: NVAE) -> list:
+    """Cells and combiners in the order of the top-down pass."""
+    if model.config.is_vanilla:
+        return []
+    cells, up_cells = iter(model.decoder_cells), iter(model.decoder_up_cells)
+    items: list = []
+    scales = model.config.group_scales
+    for group, scale in enumerate(scales):
+        if group > 0:
+            if scale != scales[group - 1]:
+                items.append(next(up_cells))
+            items += [next(cells) for _ in range(model.config.num_cell_per_cond_dec)]
+        items.append(model.decoder_combiners[group])
+    return items
+
+
+def _weights(model: NVAE) -> Iterator[_Weight]:
+    """All variables of a model with their keys in a checkpoint."""
+    yield from _convolution("stem", model.stem)
+    yield from _tower("pre_process", model.preprocess_cells)
+    yield from _tower("enc_tower", _encoder_items(model))
+    yield from _convolution("enc0.1", model.encoder_head)
+    for group, head in enumerate(model.posterior_heads):
+        yield from _convolution(f"enc_sampler.{group}", head.convolution)
+    for group, head in enumerate(model.prior_heads):
+        yield from _convolution(f"dec_sampler.{group}.1", head.convolution)
+    for group, flow in enumerate(model.flows):
+        for i, cell in enumerate(flow.cells):
+            pair = group * flow.num_pairs + i // 2
+            prefix = f"nf_cells.{pair}.cell{i % 2 + 1}.conv"
+            yield from _convolution(f"{prefix}.convz.0", cell.expand)
+            yield from _convolution(f"{prefix}.convz.2", cell.spatial)
+            yield from _convolution(f"nf_cells.{pair}.cell{i % 2 + 1}.mu.conv_0", cell.shift)
+    if model.config.is_vanilla:
+        yield from _convolution("stem_decoder", model.decoder_stem)
+    else:
+        yield _weight("prior_ftr0", model.constant, permutation=(1, 2, 0))
+    yield from _tower("dec_tower", _decoder_items(model))
+    yield from _tower("post_process", model.postprocess_cells)
+    yield from _convolution("image_conditional.1", model.image_head)
