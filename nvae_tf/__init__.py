@@ -1,5 +1,6 @@
 """NVAE, the deep hierarchical VAE of Vahdat and Kautz (2020), for TensorFlow and Keras 3."""
 
+from nvae_tf import nvlabs, presets
 from nvae_tf.config import (
     DataConfig,
     ExperimentConfig,
@@ -8,6 +9,7 @@ from nvae_tf.config import (
     TrainConfig,
 )
 from nvae_tf.model import NVAE
+from nvae_tf.workdir import load_model
 
 __all__ = [
     "NVAE",
@@ -16,4 +18,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "TrainConfig",
+    "load_model",
+    "nvlabs",
+    "presets",
 ]

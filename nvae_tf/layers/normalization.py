@@ -13,18 +13,6 @@ import tensorflow as tf
 _AXES = [0, 1, 2]
 
 
-def _mean_over_replicas(x: tf.Tensor) -> tf.Tensor:
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return x
-    return context.all_reduce("mean", x)
-
-
-def _replicas() -> int:
-    context = tf.distribute.get_replica_context()
-    return 1 if context is None else context.num_replicas_in_sync
-
-
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class BatchNormalization(keras.layers.Layer):
     """`activation(gamma (x - mean) / sqrt(variance + 1e-5) + beta)`, NHWC, statistics in float32.
@@ -80,53 +68,19 @@ class BatchNormalization(keras.layers.Layer):
         return tf.nn.elu(y) if self.activation == "elu" else y
 
     def _normalize_batch(self, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
-        mean, variance = self._batch_moments(tf.stop_gradient(x))
-        inverse = tf.math.rsqrt(variance + self.epsilon)
         swish = self.activation == "swish"
-
-        # All that the gradient needs is an argument: custom_gradient walks the graph from its
-        # results back to them, and whatever it captured otherwise would lengthen that walk.
-        @tf.custom_gradient
-        def normalize(x, gamma, beta, mean, inverse):
-            y = (tf.cast(x, tf.float32) - mean) * (inverse * gamma) + beta
-            y = tf.cast(tf.nn.silu(y) if swish else y, x.dtype)
-
-            def gradient(dy):
-                # Without this dependency the executor may recompute early, and keep both.
-                with tf.control_dependencies([dy]):
-                    normalized = (tf.cast(tf.identity(x), tf.float32) - mean) * inverse
-                dz = tf.cast(dy, tf.float32)
-                if swish:
-                    z = normalized * gamma + beta
-                    sigmoid = tf.sigmoid(z)
-                    dz *= sigmoid * (1 + z * (1 - sigmoid))
-                local = tf.stack(
-                    [tf.reduce_mean(dz, _AXES), tf.reduce_mean(dz * normalized, _AXES)]
-                )
-                d_beta, d_gamma = tf.unstack(_mean_over_replicas(local))
-                dx = gamma * inverse * (dz - d_beta - normalized * d_gamma)
-                count = tf.cast(tf.size(x) // tf.size(gamma), tf.float32)
-                # dx holds the way through the statistics, so they get no gradient of their own.
-                return tf.cast(dx, x.dtype), local[1] * count, local[0] * count, None, None
-
-            return y, gradient
-
-        return normalize(x, gamma, beta, mean, inverse)
-
-    def _batch_moments(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean and biased variance of the global batch; updates the moving averages."""
-        values = tf.cast(x, tf.float32)
-        # Second moments about the moving mean: the difference of squares below cancels less.
-        offset = tf.convert_to_tensor(self.moving_mean)
-        squares = tf.math.squared_difference(values, offset)
-        moments = tf.stack([tf.reduce_mean(values, _AXES), tf.reduce_mean(squares, _AXES)])
-        mean, square = tf.unstack(_mean_over_replicas(moments))
-        variance = tf.maximum(square - tf.math.squared_difference(mean, offset), 0.0)
-        count = tf.cast(tf.size(x) // tf.shape(x)[-1] * self.repeats * _replicas(), tf.float32)
+        if _replicas() == 1:
+            y, mean, variance = _normalize_fused(x, gamma, beta, self.epsilon, swish)
+        else:
+            offset = tf.convert_to_tensor(self.moving_mean)
+            y, mean, variance = _normalize_synchronized(
+                x, gamma, beta, offset, self.epsilon, swish
+            )
+        count = self.repeats * _replicas() * _values_per_channel(x)
         unbiased = variance * count / tf.maximum(count - 1, 1)
         for average, new in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
             average.assign(self.momentum * average + (1 - self.momentum) * new)
-        return mean, variance
+        return y
 
     def get_config(self) -> dict:
         return {
@@ -134,3 +88,119 @@ class BatchNormalization(keras.layers.Layer):
             "activation": self.activation,
             "repeats": self.repeats,
         }
+
+
+# The two ways below compute the same: y, mean and biased variance, and with them the gradient of y
+# alone. Each keeps of the activations only x; the rest it computes again on the way back, once dy
+# is there (without that dependency the executor may recompute early, and keep both).
+
+
+def _normalize_fused(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, swish: bool
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """On one replica: with TensorFlow's own kernels instead of elementwise operations."""
+    common = {"epsilon": epsilon, "is_training": True}
+
+    @tf.custom_gradient
+    def normalize(x, gamma, beta):
+        y, mean, unbiased, *reserved = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=gamma,
+            offset=beta,
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            **common,
+        )
+        count = _values_per_channel(x)
+        variance = unbiased * (count - 1) / count
+        outputs = (tf.nn.silu(y) if swish else y), mean, variance
+
+        def gradient(dy, *_):
+            with tf.control_dependencies([dy]):
+                again = tf.identity(x)
+            if swish:
+                dy = _swish_gradient(again, dy, gamma, beta, mean, variance, epsilon)
+            return tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=dy,
+                x=again,
+                scale=gamma,
+                reserve_space_1=reserved[0],
+                reserve_space_2=reserved[1],
+                reserve_space_3=reserved[2],
+                **common,
+            )[:3]
+
+        return outputs, gradient
+
+    return normalize(x, gamma, beta)
+
+
+def _normalize_synchronized(
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    offset: tf.Tensor,
+    epsilon: float,
+    swish: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """On several replicas: the moments and two sums of the gradient are averaged over them.
+
+    `offset` is near the mean: second moments about it cancel less than those about zero.
+    """
+
+    # All that the gradient needs is an argument: custom_gradient walks the graph from its results
+    # back to them, and whatever it captured otherwise would lengthen that walk.
+    @tf.custom_gradient
+    def normalize(x, gamma, beta, offset):
+        values = tf.cast(x, tf.float32)
+        squares = tf.math.squared_difference(values, offset)
+        mean, square = _mean_over_replicas(
+            tf.reduce_mean(values, _AXES), tf.reduce_mean(squares, _AXES)
+        )
+        variance = tf.maximum(square - tf.math.squared_difference(mean, offset), 0.0)
+        inverse = tf.math.rsqrt(variance + epsilon)
+        y = values * (inverse * gamma) + (beta - mean * inverse * gamma)
+        outputs = tf.cast(tf.nn.silu(y) if swish else y, x.dtype), mean, variance
+
+        def gradient(dy, *_):
+            with tf.control_dependencies([dy]):
+                again = tf.cast(tf.identity(x), tf.float32)
+            dz = tf.cast(dy, tf.float32)
+            if swish:
+                dz = _swish_gradient(again, dz, gamma, beta, mean, variance, epsilon)
+            normalized = (again - mean) * inverse
+            local_beta = tf.reduce_mean(dz, _AXES)
+            local_gamma = tf.reduce_mean(dz * normalized, _AXES)
+            d_beta, d_gamma = _mean_over_replicas(local_beta, local_gamma)
+            dx = gamma * inverse * (dz - d_beta - normalized * d_gamma)
+            count = _values_per_channel(x)
+            return tf.cast(dx, x.dtype), local_gamma * count, local_beta * count, None
+
+        return outputs, gradient
+
+    return normalize(x, gamma, beta, offset)
+
+
+def _swish_gradient(x, dy, gamma, beta, mean, variance, epsilon: float) -> tf.Tensor:
+    """Gradient with respect to z of swish(z), z the normalised x."""
+    scale = gamma * tf.math.rsqrt(variance + epsilon)
+    z = tf.cast(x, tf.float32) * scale + (beta - mean * scale)
+    sigmoid = tf.sigmoid(z)
+    dy = tf.cast(dy, tf.float32)
+    dz = dy * sigmoid + z * tf.raw_ops.SigmoidGrad(y=sigmoid, dy=dy)
+    return tf.cast(dz, x.dtype)
+
+
+def _values_per_channel(x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+
+
+def _mean_over_replicas(*vectors: tf.Tensor) -> list[tf.Tensor]:
+    """Vectors of one size, averaged in one reduction; must be called in a replica's context."""
+    context = tf.distribute.get_replica_context()
+    return tf.unstack(context.all_reduce("mean", tf.stack(vectors)))
+
+
+def _replicas() -> int:
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync

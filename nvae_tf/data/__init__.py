@@ -1,0 +1,6 @@
+"""Images: where they come from (`sources`) and how batches of them are made (`pipeline`)."""
+
+from nvae_tf.data.pipeline import evaluation_batches, preprocess, training_batches
+from nvae_tf.data.sources import load_images
+
+__all__ = ["evaluation_batches", "load_images", "preprocess", "training_batches"]

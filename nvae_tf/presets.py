@@ -1,0 +1,179 @@
+"""Named configurations: the paper's six (its table 6; SPEC section 9), and `quickstart`."""
+
+from __future__ import annotations
+
+from nvae_tf.config import (
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+
+def _quickstart() -> ExperimentConfig:
+    """Fashion-MNIST's test images, binarised: a few minutes on two CPU cores."""
+    return ExperimentConfig(
+        model=ModelConfig(
+            image_shape=(32, 32, 1),
+            padding=2,
+            likelihood="bernoulli",
+            num_x_bits=1,
+            num_latent_scales=2,
+            num_groups_per_scale=4,
+            ada_groups=True,
+            num_latent_per_group=8,
+            num_channels_enc=16,
+            num_channels_dec=16,
+            num_preprocess_blocks=2,
+            num_preprocess_cells=2,
+            num_postprocess_blocks=2,
+            num_postprocess_cells=2,
+            num_cell_per_cond_enc=1,
+            num_cell_per_cond_dec=1,
+        ),
+        optimizer=OptimizerConfig(warmup_epochs=1),
+        train=TrainConfig(
+            steps=1500,
+            global_batch_size=32,
+            checkpoint_every=500,
+            log_every=25,
+            image_every=500,
+        ),
+    )
+
+
+def _mnist() -> ExperimentConfig:
+    """Paper: 78.01 nats, 2 GPUs."""
+    return ExperimentConfig(
+        model=ModelConfig(
+            image_shape=(32, 32, 1),
+            padding=2,
+            likelihood="bernoulli",
+            num_x_bits=1,
+            num_latent_scales=2,
+            num_groups_per_scale=10,
+            ada_groups=True,
+            num_preprocess_blocks=2,
+            num_preprocess_cells=3,
+            num_postprocess_blocks=2,
+            num_postprocess_cells=3,
+        ),
+        data=DataConfig(name="mnist"),
+        train=TrainConfig(epochs=400, global_batch_size=400),
+    )
+
+
+def _cifar10() -> ExperimentConfig:
+    """Paper: 2.91 bits per dimension, 8 GPUs."""
+    return ExperimentConfig(
+        model=ModelConfig(
+            num_groups_per_scale=30, num_channels_enc=128, num_channels_dec=128, num_nf=1
+        ),
+        data=DataConfig(name="cifar10", flip=True),
+        train=TrainConfig(epochs=400, global_batch_size=256),
+    )
+
+
+def _celeba64() -> ExperimentConfig:
+    """Paper: 2.03 bits per dimension, 8 GPUs."""
+    return ExperimentConfig(
+        model=ModelConfig(
+            image_shape=(64, 64, 3),
+            num_latent_scales=3,
+            num_groups_per_scale=20,
+            ada_groups=True,
+            num_channels_enc=64,
+            num_channels_dec=64,
+            num_nf=1,
+        ),
+        data=DataConfig(name="celeb_a", crop=(40, 15, 148, 148), resize=True, flip=True),
+        train=TrainConfig(epochs=90, global_batch_size=128, weight_decay_norm=1e-1),
+    )
+
+
+def _imagenet32() -> ExperimentConfig:
+    """Paper: 3.92 bits per dimension, 24 GPUs."""
+    return ExperimentConfig(
+        model=ModelConfig(
+            num_groups_per_scale=28, num_channels_enc=192, num_channels_dec=192, num_nf=1
+        ),
+        data=DataConfig(
+            name="downsampled_imagenet/32x32", test_split="validation", flip=True
+        ),
+        optimizer=OptimizerConfig(warmup_epochs=1),
+        train=TrainConfig(epochs=45, global_batch_size=576, weight_decay_norm_anneal=True),
+    )
+
+
+def _faces256(data: DataConfig, optimizer: OptimizerConfig, train: TrainConfig):
+    return ExperimentConfig(
+        model=ModelConfig(
+            image_shape=(256, 256, 3),
+            num_x_bits=5,
+            num_latent_scales=5,
+            num_groups_per_scale=16,
+            ada_groups=True,
+            min_groups_per_scale=4,
+            num_channels_enc=30,
+            num_channels_dec=30,
+            num_nf=2,
+        ),
+        data=data,
+        optimizer=optimizer,
+        train=train,
+    )
+
+
+def _celebahq256() -> ExperimentConfig:
+    """Paper: 0.70 bits per dimension, 24 GPUs."""
+    return _faces256(
+        DataConfig(
+            name="celeb_a_hq/256", train_split="train[:90%]", test_split="train[90%:]", flip=True
+        ),
+        OptimizerConfig(),
+        TrainConfig(epochs=300, global_batch_size=96, weight_decay_norm_anneal=True),
+    )
+
+
+def _ffhq256() -> ExperimentConfig:
+    """Paper: 0.69 bits per dimension, 24 GPUs."""
+    return _faces256(
+        DataConfig(
+            name="ffhq", train_split="train[:90%]", test_split="train[90%:]", resize=True, flip=True
+        ),
+        OptimizerConfig(learning_rate=8e-3),
+        TrainConfig(
+            epochs=200,
+            global_batch_size=96,
+            weight_decay_norm=1e-1,
+            weight_decay_norm_anneal=True,
+        ),
+    )
+
+
+_PRESETS = {
+    "quickstart": _quickstart,
+    "mnist": _mnist,
+    "cifar10": _cifar10,
+    "celeba64": _celeba64,
+    "imagenet32": _imagenet32,
+    "celebahq256": _celebahq256,
+    "ffhq256": _ffhq256,
+}
+
+
+def names() -> tuple[str, ...]:
+    """All presets."""
+    return tuple(_PRESETS)
+
+
+def get(name: str) -> ExperimentConfig:
+    """The configuration of a preset.
+
+    Raises:
+      ValueError: if there is none of that name; the message lists those there are.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"Unknown preset {name!r}. Known: {', '.join(_PRESETS)}.")
+    return _PRESETS[name]()

@@ -1,0 +1,121 @@
+"""The directory of a run: its configuration, checkpoints, logs and results."""
+
+from __future__ import annotations
+
+import os
+
+import tensorflow as tf
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.files import write_atomically
+from nvae_tf.model import NVAE
+
+_CONFIG = "config.json"
+# What may change from one start of a run to the next: how long it goes on, what it writes, where.
+_CHANGEABLE = (
+    "data.data_dir",
+    "train.epochs",
+    "train.steps",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.image_every",
+    "train.strategy",
+)
+
+
+class Workdir:
+    """Paths in a run's directory, and its configuration.
+
+    Args:
+      path: the directory; it need not exist yet.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+
+    def __truediv__(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    @property
+    def checkpoints(self) -> str:
+        """Directory of the checkpoints."""
+        return self / "checkpoints"
+
+    @property
+    def tensorboard(self) -> str:
+        """Directory of TensorBoard's event files, one sub-directory per run."""
+        return self / "tensorboard"
+
+    @property
+    def has_config(self) -> bool:
+        """Whether a run was started here."""
+        return os.path.exists(self / _CONFIG)
+
+    def read_config(self) -> ExperimentConfig:
+        """The configuration of the run.
+
+        Raises:
+          FileNotFoundError: if no run was started here.
+          ValueError: if its configuration cannot be read by this version.
+        """
+        if not self.has_config:
+            raise FileNotFoundError(f"{self.path!r} is not the workdir of a run: no {_CONFIG}.")
+        with open(self / _CONFIG, encoding="utf-8") as file:
+            return ExperimentConfig.from_json(file.read())
+
+    def write_config(self, config: ExperimentConfig) -> None:
+        """Creates the directory, if need be, and writes the configuration."""
+        os.makedirs(self.path, exist_ok=True)
+        write_atomically(self / _CONFIG, config.to_json())
+
+    def check_config(self, config: ExperimentConfig) -> None:
+        """Raises a ValueError if the run here has another configuration.
+
+        How long to train, what to write how often and on which devices may differ.
+        """
+        if not self.has_config:
+            return
+        ours, theirs = config.flat(), self.read_config().flat()
+        differences = [
+            f"{name} is {theirs[name]!r} there, {value!r} was asked for"
+            for name, value in ours.items()
+            if name not in _CHANGEABLE and value != theirs[name]
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.path!r} belongs to another configuration: {'; '.join(differences)}. "
+                "Choose another --workdir."
+            )
+
+    def latest_checkpoint(self) -> str | None:
+        """Prefix of the newest checkpoint's files, or None."""
+        return tf.train.latest_checkpoint(self.checkpoints)
+
+
+def named_variables(model: NVAE) -> dict[str, tf.Variable]:
+    """All variables of a model by path: how checkpoints hold them.
+
+    Keras layers in lists are invisible to `tf.train.Checkpoint`, hence not the model itself.
+    """
+    return {variable.path: variable for variable in model.variables}
+
+
+def load_model(workdir: str | os.PathLike) -> NVAE:
+    """The model of a run, with the weights of its newest checkpoint.
+
+    Raises:
+      FileNotFoundError: if no run was started there, or it has no checkpoint yet.
+      ValueError: if configuration or checkpoint do not fit this version.
+    """
+    directory = Workdir(workdir)
+    config = directory.read_config()
+    latest = directory.latest_checkpoint()
+    if latest is None:
+        raise FileNotFoundError(f"The run in {directory.path!r} has no checkpoint yet.")
+    model = NVAE(config.model)
+    status = tf.train.Checkpoint(model=named_variables(model)).restore(latest)
+    try:
+        status.assert_existing_objects_matched().expect_partial()
+    except AssertionError as error:
+        raise ValueError(f"The checkpoint {latest!r} does not hold this model: {error}") from error
+    return model

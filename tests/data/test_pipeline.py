@@ -1,0 +1,112 @@
+"""Batches as functions of seed and number."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvae_tf import DataConfig, ExperimentConfig, ModelConfig, TrainConfig
+from nvae_tf.data import evaluation_batches, preprocess, training_batches
+from nvae_tf.data.pipeline import quantize
+
+
+def experiment(batch_size=4, seed=0, flip=False):
+    return ExperimentConfig(
+        model=ModelConfig(image_shape=(2, 2, 1)),
+        data=DataConfig(flip=flip),
+        train=TrainConfig(global_batch_size=batch_size, seed=seed),
+    )
+
+
+def numbered_images(count):
+    """Images that tell their number by their first pixel."""
+    images = np.zeros((count, 2, 2, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(count)
+    return images
+
+
+def take(dataset, count):
+    return np.concatenate([batch.numpy() for batch in dataset.take(count)])
+
+
+def numbers(batches):
+    return np.round(255 * batches[:, 0, 0, 0]).astype(int).tolist()
+
+
+@settings(max_examples=10, deadline=None)
+@given(count=st.integers(3, 40), batch_size=st.integers(1, 3), seed=st.integers(0, 2**40))
+def test_every_epoch_shows_every_image_once(count, batch_size, seed):
+    dataset = training_batches(numbered_images(count), experiment(batch_size, seed))
+    seen = numbers(take(dataset, -(-2 * count // batch_size)))
+    assert sorted(seen[:count]) == list(range(count))
+    assert sorted(seen[count : 2 * count]) == list(range(count))
+
+
+def test_epochs_and_seeds_differ():
+    images = numbered_images(32)
+    first = numbers(take(training_batches(images, experiment()), 16))
+    other = numbers(take(training_batches(images, experiment(seed=1)), 8))
+    assert first[:32] != first[32:] and first[:32] != other
+
+
+def test_a_batch_depends_on_its_number_alone():
+    images = np.random.default_rng(0).integers(256, size=(20, 2, 2, 1)).astype(np.uint8)
+    config = experiment(flip=True).override(
+        {"model.likelihood": "bernoulli", "model.num_x_bits": 1}
+    )
+    whole = take(training_batches(images, config), 8)
+    resumed = take(training_batches(images, config, start=5), 3)
+    np.testing.assert_array_equal(whole[20:], resumed)
+
+
+def test_too_few_images():
+    with pytest.raises(ValueError, match="has 3 images, fewer than train.global_batch_size 4"):
+        training_batches(numbered_images(3), experiment())
+
+
+def test_flips_are_left_to_right_and_about_half():
+    images = np.zeros((64, 2, 2, 1), np.uint8)
+    images[:, 0, 0] = 255
+    flipped = take(training_batches(images, experiment(64, flip=True)), 4)
+    left, right = flipped[:, 0, 0, 0], flipped[:, 0, 1, 0]
+    np.testing.assert_array_equal(left + right, np.ones(256))
+    assert 90 < right.sum() < 166  # 128 ± 4.7 standard deviations
+    assert flipped[:, 1].max() == 0
+
+
+def test_quantisation_is_the_reference_s(golden):
+    values = golden("schedules.json")["bit_depth"]
+    quantized = quantize(tf.constant(values["x8"], tf.float32), 5)
+    np.testing.assert_allclose(quantized, values["x5"], rtol=1e-6)
+    eight = quantize(tf.range(256, dtype=tf.float32), 8)
+    np.testing.assert_allclose(eight, np.arange(256) / 255, rtol=1e-6)
+
+
+def test_binarisation_follows_the_intensities():
+    config = ModelConfig(image_shape=(2, 2, 1), likelihood="bernoulli", num_x_bits=1)
+    images = np.tile(np.array([0, 64, 128, 255], np.uint8).reshape(1, 2, 2, 1), (10_000, 1, 1, 1))
+    binary = preprocess(images, config, (0, 1)).numpy()
+    assert set(np.unique(binary)) == {0.0, 1.0}
+    frequency = binary.reshape(-1, 4).mean(0)
+    np.testing.assert_allclose(frequency, np.array([0, 64, 128, 255]) / 255, atol=0.025)
+    assert frequency[0] == 0 and frequency[3] == 1
+    again, other = preprocess(images, config, (0, 1)), preprocess(images, config, (0, 2))
+    np.testing.assert_array_equal(binary, again)
+    assert np.any(binary != other)
+
+
+def test_padding_is_zero():
+    config = ModelConfig(image_shape=(4, 4, 1), padding=1)
+    padded = preprocess(np.full((1, 2, 2, 1), 255, np.uint8), config, (0, 0)).numpy()
+    assert padded.shape == (1, 4, 4, 1)
+    assert padded.sum() == 4 and padded[0, 1:3, 1:3].min() == 1
+
+
+def test_evaluation_sees_all_images_in_order():
+    batches = list(evaluation_batches(numbered_images(10), experiment().model, 4))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert numbers(np.concatenate(batches)) == list(range(10))
+    assert dataclasses.is_dataclass(experiment())

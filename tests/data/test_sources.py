@@ -1,0 +1,114 @@
+"""Where images come from."""
+
+import gzip
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from nvae_tf import DataConfig, ModelConfig, presets
+from nvae_tf.data import load_images
+from nvae_tf.data.sources import EMBEDDED, read_idx_images
+
+GRAY = presets.get("quickstart").model
+# The Debian package dataset-fashion-mnist, the whole set as idx files.
+DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+def test_embedded_images_are_whole():
+    data = DataConfig()
+    train, test = (load_images(data, GRAY, split) for split in ("train", "test"))
+    assert train.shape == (9000, 28, 28, 1) and test.shape == (1000, 28, 28, 1)
+    assert train.dtype == np.uint8 and train.min() == 0 and train.max() == 255
+    # The published test set's mean intensity is 73.15.
+    mean = (train.sum(dtype=np.int64) + test.sum(dtype=np.int64)) / (10_000 * 28 * 28)
+    assert mean == pytest.approx(73.15, abs=0.01)
+
+
+def test_crop_and_resize():
+    cropped = load_images(
+        DataConfig(crop=(4, 6, 20, 16)),
+        ModelConfig(image_shape=(20, 16, 1), num_latent_scales=1),
+        "test",
+    )
+    whole = load_images(DataConfig(), GRAY, "test")
+    np.testing.assert_array_equal(cropped, whole[:, 4:24, 6:22])
+    resized = load_images(
+        DataConfig(resize=True), ModelConfig(image_shape=(14, 14, 1)), "test"
+    )
+    by_area = whole.reshape(1000, 14, 2, 14, 2, 1).mean(axis=(2, 4))
+    assert np.abs(resized - by_area).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "split", "message"),
+    [
+        (DataConfig(), GRAY, "validation", "splits train and test, received 'validation'"),
+        (DataConfig(name="nonesuch"), GRAY, "train", "Unknown data set 'nonesuch'.*mnist"),
+        (
+            DataConfig(),
+            ModelConfig(image_shape=(32, 32, 1)),
+            "train",
+            "are 28x28, but.*expects 32x32.*data.resize",
+        ),
+        (DataConfig(), ModelConfig(image_shape=(28, 28, 3)), "train", "1 channels.*expects 3"),
+        (DataConfig(name="cifar10"), GRAY, "train", "'cifar10' have 3 channels.*expects 1"),
+    ],
+)
+def test_what_does_not_fit_is_named(data, model, split, message):
+    with pytest.raises(ValueError, match=message):
+        load_images(data, model, split)
+
+
+def test_a_set_that_cannot_be_downloaded(monkeypatch, tmp_path):
+    import tensorflow_datasets as tfds
+
+    def no_network(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", no_network)
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", no_network)
+    data = DataConfig(name="mnist", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="'mnist' is not in.*no route to host.*data.data_dir"):
+        load_images(data, GRAY, "train")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIAN.exists(), reason="needs the package dataset-fashion-mnist")
+def test_the_full_set_through_tfds(monkeypatch, tmp_path):
+    import tensorflow_datasets as tfds
+
+    def local(self, urls):
+        del self
+        files = {}
+        for key, url in urls.items():
+            files[key] = tmp_path / pathlib.Path(url).name.removesuffix(".gz")
+            with gzip.open(DEBIAN / pathlib.Path(url).name) as source:
+                files[key].write_bytes(source.read())
+        return files
+
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", local)
+    data = DataConfig(name="fashion_mnist", data_dir=str(tmp_path / "tfds"))
+    images = load_images(data, GRAY, "train")
+    assert images.shape == (60_000, 28, 28, 1)
+    test = load_images(data, GRAY, "test")
+    embedded = np.concatenate([load_images(DataConfig(), GRAY, s) for s in ("train", "test")])
+    assert sorted(map(bytes, test)) == sorted(map(bytes, embedded))  # TFDS stores them shuffled
+    part = load_images(data, GRAY, "train[:10%]")
+    assert len(part) == 6000
+    with pytest.raises(ValueError, match="no split 'valid'.*train"):
+        load_images(data, GRAY, "valid")
+    shutil.rmtree(tmp_path / "tfds")
+
+
+def test_damaged_idx_files():
+    good = gzip.compress(
+        np.array([2051, 1, 2, 2], ">i4").tobytes() + bytes([1, 2, 3, 4])
+    )
+    assert read_idx_images(good).tolist() == [[[[1], [2]], [[3], [4]]]]
+    with pytest.raises(ValueError, match="Not an idx3 file"):
+        read_idx_images(gzip.compress(gzip.decompress(good)[:-1]))
+    with pytest.raises(ValueError, match="magic number 2049"):
+        read_idx_images(gzip.compress(np.array([2049, 1, 0, 0], ">i4").tobytes()))
+    assert EMBEDDED == DataConfig().name

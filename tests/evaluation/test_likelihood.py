@@ -1,0 +1,69 @@
+"""Bounds on the likelihood."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf import NVAE
+from nvae_tf.evaluation import LikelihoodEvaluator
+from nvae_tf.objective import negative_elbo, objective_terms
+from tests.conftest import random_images, tiny_model_config
+
+
+@pytest.fixture(params=[0, 1], ids=["analytic_kl", "flows"])
+def model(request):
+    return NVAE(tiny_model_config(num_nf=request.param, padding=1))
+
+
+def test_one_sample_equals_the_objective_s_terms(model):
+    images = random_images(model.config, 6)
+    result = LikelihoodEvaluator(model).evaluate([images], num_iw_samples=1, seed=5)
+    output = model.infer(images, model.draw_noise(6, [5, 0]))
+    terms = objective_terms(model, images, output, kl_coefficient=1.0)
+    elbo = negative_elbo(terms).numpy()
+    assert result.negative_elbo == pytest.approx(elbo.mean(), rel=1e-5)
+    assert result.negative_elbo_standard_error == pytest.approx(
+        elbo.std(ddof=1) / np.sqrt(6), rel=1e-4
+    )
+    assert result.negative_elbo_bits_per_dim == pytest.approx(elbo.mean() / (36 * np.log(2)))
+    np.testing.assert_allclose(result.kl_per_group, np.mean(output.kl_per_group, 0), rtol=1e-4)
+    bound = -np.mean(output.log_p - output.log_q - terms.reconstruction)
+    assert result.iw_bound == pytest.approx(bound, rel=1e-5)
+
+
+def test_importance_weighting_is_running_the_whole_model_k_times(model):
+    images = random_images(model.config, 4)
+    result = LikelihoodEvaluator(model).evaluate([images], num_iw_samples=7, seed=2)
+    weights, elbos = [], []
+    for k in range(7):
+        output = model.infer(images, model.draw_noise(4, [2, k]))
+        terms = objective_terms(model, images, output, kl_coefficient=1.0)
+        weights.append(output.log_p - output.log_q - terms.reconstruction)
+        elbos.append(negative_elbo(terms))
+    bound = np.log(7) - tf.reduce_logsumexp(tf.stack(weights), axis=0)
+    assert result.iw_bound == pytest.approx(float(tf.reduce_mean(bound)), rel=1e-5)
+    assert result.negative_elbo == pytest.approx(float(tf.reduce_mean(elbos)), rel=1e-5)
+    # By Jensen's inequality, on the same draws.
+    assert result.iw_bound <= -float(tf.reduce_mean(weights)) + 1e-4
+
+
+def test_unequal_batches_weigh_by_their_size():
+    model = NVAE(tiny_model_config())
+    images = random_images(model.config, 5)
+    seen = []
+    evaluator = LikelihoodEvaluator(model)
+    split = evaluator.evaluate([images[:4], images[4:]], after_batch=seen.append)
+    assert seen == [4, 1] and split.num_images == 5
+    parts = [evaluator.evaluate([images[:4]]).negative_elbo, 0.0]
+    noise = model.draw_noise(1, [0, 1])
+    output = model.infer(images[4:], noise)
+    parts[1] = float(negative_elbo(objective_terms(model, images[4:], output, 1.0))[0])
+    assert split.negative_elbo == pytest.approx((4 * parts[0] + parts[1]) / 5, rel=1e-5)
+
+
+def test_nothing_to_evaluate():
+    evaluator = LikelihoodEvaluator(NVAE(tiny_model_config()))
+    with pytest.raises(ValueError, match="no images"):
+        evaluator.evaluate([])
+    with pytest.raises(ValueError, match="at least 1, received 0"):
+        evaluator.evaluate([], num_iw_samples=0)

@@ -1,0 +1,47 @@
+"""Files that appear whole, and sheets of pictures."""
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.files import write_atomically
+from nvae_tf.pictures import encode_png, sheet, to_uint8
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomically(path, "one")
+    write_atomically(path, b"two")
+    assert path.read_text() == "two"
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "three")
+    assert os.listdir(tmp_path) == ["a.json"] and path.read_text() == "two"
+
+
+def test_sheet_puts_images_in_rows():
+    images = np.stack([np.full((2, 3, 1), value, np.uint8) for value in (10, 20, 30)])
+    picture = sheet(images, columns=2, margin=1)
+    assert picture.shape == (7, 9, 1)
+    np.testing.assert_array_equal(picture[1:3, 1:4, 0], images[0, :, :, 0])
+    np.testing.assert_array_equal(picture[1:3, 5:8, 0], images[1, :, :, 0])
+    np.testing.assert_array_equal(picture[4:6, 1:4, 0], images[2, :, :, 0])
+    assert picture[4:6, 5:8].min() == 255 and picture[:, 0].min() == 255
+
+
+def test_to_uint8_rounds_and_clips():
+    values = np.array([-1.0, 0.0, 0.5 / 255 + 1e-6, 1.0, 2.0])
+    assert to_uint8(values).tolist() == [0, 0, 1, 255, 255]
+
+
+def test_png():
+    picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    np.testing.assert_array_equal(tf.io.decode_png(encode_png(picture)), picture)
+    with pytest.raises(ValueError, match="1, 3 or 4 channels, the images have 2"):
+        encode_png(np.zeros((2, 2, 2), np.uint8))

@@ -1,0 +1,171 @@
+"""Checkpoints of the paper's release: same numbers, and nothing but data is read from them."""
+
+import argparse
+import builtins
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf import OptimizerConfig, nvlabs
+from nvae_tf.objective import objective_terms
+from nvae_tf.optimizer import AdaMax
+from nvae_tf.regularization import Regularizer
+from tests.conftest import GOLDEN
+
+torch = pytest.importorskip("torch", reason="needs the extra nvlabs")
+
+CHECKPOINTS = ["nvlabs_mnist_tiny", "nvlabs_cifar10_flow_tiny"]
+
+
+def relative_error(ours, theirs):
+    """Largest difference over the largest value."""
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+@pytest.fixture(params=CHECKPOINTS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return nvlabs.load_checkpoint(GOLDEN / f"{name}.pt")
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_inference_is_the_reference_s(golden, name, model, mode):
+    values = golden(f"{name}.npz")
+    groups = range(model.config.num_groups)
+    noise = [values[f"eps/{group}"] for group in groups]
+    output = model.infer(values["x"], noise, training=mode == "train")
+    likelihood = model.likelihood(output.logits)
+    reconstruction = -likelihood.log_prob(values["x"])
+    computed = {
+        "logits": output.logits,
+        "kl_per_group": output.kl_per_group,
+        "log_q": output.log_q,
+        "log_p": output.log_p,
+        "reconstruction_loss": reconstruction,
+        "log_iw": output.log_p - output.log_q - reconstruction,
+        "mean_image": likelihood.mean(),
+        **{f"kl_per_channel/{group}": output.kl_per_channel[group] for group in groups},
+    }
+    errors = {key: relative_error(value, values[f"{mode}/{key}"]) for key, value in computed.items()}
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.parametrize("temperature", ["1.0", "0.6"])
+def test_samples_are_the_reference_s(golden, name, model, temperature):
+    values = golden(f"{name}.npz")
+    noise = [values[f"eps/{group}"] for group in range(model.config.num_groups)]
+    logits = model.generate(len(values["x"]), float(temperature), noise)
+    assert relative_error(logits, values[f"sample/temperature_{temperature}/logits"]) < 1e-5
+
+
+def test_regularisation_is_the_reference_s(golden, name, model):
+    values = golden(f"{name}.npz")
+    regularizer = Regularizer(model)
+    with regularizer.kernels.use() as kernels:
+        spectral = regularizer.spectral(kernels)
+    np.testing.assert_allclose(regularizer.batch_norm(), values["batchnorm_loss"], rtol=1e-5)
+    np.testing.assert_allclose(spectral, values["spectral_loss_exact_svd"], rtol=1e-3)
+    assert model.num_trainable_parameters == values["num_parameters"]
+
+
+def test_training_follows_the_reference(golden, name, model):
+    values = golden(f"{name}_training.npz")
+    beta = float(values["kl_coefficient"])
+    penalty = float(values["regularization_coefficient"])
+    rate = float(values["learning_rate"])
+    regularizer = Regularizer(model)
+    optimizer = AdaMax(
+        model.trainable_variables, OptimizerConfig(weight_decay=float(values["weight_decay"]))
+    )
+
+    @tf.function(autograph=False)
+    def step(images, noise):
+        with tf.GradientTape() as tape, regularizer.kernels.use() as kernels:
+            output = model.infer(images, noise, training=True)
+            terms = objective_terms(model, images, output, beta)
+            reconstruction = tf.reduce_mean(terms.reconstruction)
+            kl = beta * tf.reduce_mean(terms.balanced_kl)
+            spectral, batch_norm = regularizer.spectral(kernels), regularizer.batch_norm()
+            loss = reconstruction + kl + penalty * (spectral + batch_norm)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), rate)
+        return tf.stack([loss, reconstruction, kl, spectral, batch_norm])
+
+    for i, expected in enumerate(values["losses"]):
+        noise = [values[f"step{i}/eps/{group}"] for group in range(model.config.num_groups)]
+        np.testing.assert_allclose(step(values[f"step{i}/x"], noise), expected, rtol=1e-3)
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    checkpoint = load_raw("nvlabs_mnist_tiny")
+    state = checkpoint["state_dict"]
+    state["stem.bias"] = torch.zeros(9)
+    with pytest.raises(ValueError, match=r"'stem.bias'.*expected the shape \(8,\), received \(9,\)"):
+        nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+    state["stem.extra"] = state.pop("stem.bias")
+    with pytest.raises(ValueError, match="Missing: stem.bias. Surplus: stem.extra"):
+        nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+    checkpoint["args"].dataset = "imagenet_4096"
+    with pytest.raises(ValueError, match="Unknown dataset 'imagenet_4096'.*cifar10"):
+        nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+    del checkpoint["args"].num_nf
+    with pytest.raises(ValueError, match="arguments lack num_nf"):
+        nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+    del checkpoint["state_dict"]
+    with pytest.raises(ValueError, match="lacks state_dict"):
+        nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+
+
+def load_raw(name):
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(GOLDEN / f"{name}.pt", weights_only=True)
+
+
+def write(tmp_path, checkpoint):
+    path = tmp_path / "checkpoint.pt"
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_old_checkpoints_lack_some_arguments(tmp_path):
+    checkpoint = load_raw("nvlabs_mnist_tiny")
+    del checkpoint["args"].num_mixture_dec
+    assert nvlabs.load_checkpoint(write(tmp_path, checkpoint)).config.num_mixture_dec == 10
+
+
+class Hostile:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return builtins.exec, ("import pathlib; pathlib.Path(marker).touch()", {"marker": "pwned"})
+
+
+def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, {"state_dict": {}, "args": Hostile()})
+    with pytest.raises(ValueError, match="not a readable checkpoint of tensors and arguments"):
+        nvlabs.load_checkpoint(path)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, 500_000])
+def test_truncated_files(tmp_path, kept):
+    path = tmp_path / "truncated.pt"
+    path.write_bytes((GOLDEN / "nvlabs_mnist_tiny.pt").read_bytes()[:kept])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        nvlabs.load_checkpoint(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
+        nvlabs.load_checkpoint(tmp_path / "nowhere.pt")
+
+
+def test_without_pytorch_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(ImportError, match=r"pip install 'nvae-tf\[nvlabs\]'"):
+        nvlabs.load_checkpoint(GOLDEN / "nvlabs_mnist_tiny.pt")

@@ -1,0 +1,118 @@
+"""The programs from the outside: a clear line for wrong usage, and nothing created."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.workdir import Workdir
+from tests.conftest import tiny_experiment_config
+from trainers.train import train
+
+
+def start(module, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(module, *arguments):
+    process = start(module, *arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+BAD_TRAINING = {
+    "unknown preset": (["--preset=nonesuch"], "Unknown preset 'nonesuch'. Known: quickstart, mnist"),
+    "unknown field": (
+        ["--preset=quickstart", "--config.model.num_flows=1"],
+        "--config.model.num_flows",
+    ),
+    "wrong type": (
+        ["--preset=quickstart", "--config.model.num_nf=many"],
+        "--config.model.num_nf=many",
+    ),
+    "size that does not divide": (
+        ["--preset=quickstart", "--config.model.image_shape=(28,28,1)", "--config.model.padding=0"],
+        "must be divisible by 8",
+    ),
+    "missing data set": (
+        ["--preset=quickstart", "--config.data.name=nonesuch"],
+        "Unknown data set 'nonesuch'",
+    ),
+    "neither preset nor run": ([], "--preset must say what to train"),
+    "stray argument": (["--preset=quickstart", "quickstart"], "unexpected argument 'quickstart'"),
+}
+
+
+def test_wrong_usage_of_train(tmp_path):
+    processes = {
+        case: start("trainers.train", f"--workdir={tmp_path / case}", *arguments)
+        for case, (arguments, _) in BAD_TRAINING.items()
+    }
+    for case, (_, message) in BAD_TRAINING.items():
+        out, err = processes[case].communicate(timeout=300)
+        assert processes[case].returncode == 1, case
+        assert message in err, (case, err)
+        assert "Traceback" not in err, (case, err)
+        assert not out and not os.path.exists(tmp_path / case), case
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    workdir = Workdir(tmp_path_factory.mktemp("run"))
+    train(tiny_experiment_config(steps=2), workdir)
+    return workdir
+
+
+def test_sample_writes_the_same_sheet_for_the_same_seed(workdir, tmp_path):
+    sheets = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        path = tmp_path / f"{name}.png"
+        arguments = ["--num_samples=5", "--temperature=0.7", f"--seed={seed}", f"--output={path}"]
+        out = run("trainers.sample", f"--workdir={workdir.path}", *arguments)
+        assert "5 samples at temperature 0.7" in out
+        sheets[name] = tf.io.decode_png(path.read_bytes()).numpy()
+    assert sheets["a"].shape == (2 * 10 + 2, 3 * 10 + 2, 1)  # 3 x 2 images of 8x8, margins of 2
+    np.testing.assert_array_equal(sheets["a"], sheets["b"])
+    assert np.any(sheets["a"] != sheets["c"])
+
+
+def test_evaluate_prints_and_writes_json(workdir, tmp_path):
+    path = tmp_path / "result.json"
+    out = run(
+        "trainers.evaluate",
+        f"--workdir={workdir.path}",
+        "--num_iw_samples=3",
+        "--num_images=20",
+        f"--output={path}",
+    )
+    printed, written = json.loads(out), json.loads(path.read_text())
+    assert printed == written
+    assert printed["num_images"] == 20 and printed["num_iw_samples"] == 3
+    assert printed["split"] == "test"
+    assert printed["iw_bound"] < printed["negative_elbo"] + 1
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("trainers.sample", [], "is not the workdir of a run"),
+        ("trainers.evaluate", [], "is not the workdir of a run"),
+        ("export.export_model", ["--export_base=serving"], "is not the workdir of a run"),
+        ("trainers.sample", ["--output=no/such/x.png"], "there is no directory"),
+    ],
+)
+def test_wrong_usage_of_the_others(tmp_path, module, arguments, message):
+    process = start(module, f"--workdir={tmp_path}", *arguments)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1 and message in err and "Traceback" not in err
+    assert not os.listdir(tmp_path)

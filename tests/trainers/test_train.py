@@ -1,0 +1,149 @@
+"""Whole runs: what they leave behind, how they resume, what they refuse."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import nvae_tf
+from nvae_tf.workdir import Workdir
+from tests.conftest import tiny_experiment_config
+from trainers.checkpoints import Checkpointer
+from trainers.loop import Trainer, make_strategy
+from trainers.train import train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny run of four steps."""
+    workdir = Workdir(tmp_path_factory.mktemp("finished") / "run")
+    train(tiny_experiment_config(), workdir)
+    return workdir
+
+
+def test_a_run_leaves_config_checkpoints_and_evaluation(finished):
+    assert finished.read_config() == tiny_experiment_config()
+    assert finished.latest_checkpoint().endswith("-4")
+    with open(finished / "evaluation.json") as file:
+        result = json.load(file)
+    assert result["num_images"] == 1000
+    assert result["negative_elbo"] == pytest.approx(
+        result["reconstruction"] + sum(result["kl_per_group"]), rel=1e-4
+    )
+    assert not [name for name in os.listdir(finished.path) if "tmp" in name]
+
+
+def test_tensorboard_shows_every_group(finished):
+    logs = EventAccumulator(f"{finished.tensorboard}/train", size_guidance={"tensors": 0})
+    logs.Reload()
+    tags = set(logs.Tags()["tensors"])
+    for group in ("group_00", "group_01", "group_02"):
+        assert {f"kl/{group}", f"kl_balance/{group}", f"active_channels/{group}"} <= tags
+    assert {
+        "loss/total",
+        "loss/negative_elbo",
+        "loss/bits_per_dim",
+        "schedule/beta",
+        "schedule/lambda",
+        "schedule/learning_rate",
+        "regularization/spectral",
+        "training/images_per_second",
+    } <= tags
+    assert [event.step for event in logs.Tensors("loss/total")] == [1, 2, 3, 4]
+
+    def value(tag):
+        return float(logs.Tensors(tag)[-1].tensor_proto.float_val[0])
+
+    kl = sum(value(f"kl/group_{group:02d}") for group in range(3))
+    assert value("loss/kl") == pytest.approx(kl, rel=1e-5)
+
+    validation = EventAccumulator(f"{finished.tensorboard}/validation")
+    validation.Reload()
+    tags = set(validation.Tags()["tensors"])
+    assert {"reconstructions", "samples/temperature_0.7", "samples/temperature_1.0"} <= tags
+    with open(finished / "evaluation.json") as file:
+        result = json.load(file)
+    last = validation.Tensors("loss/negative_elbo")[-1]
+    assert last.step == 4
+    assert last.tensor_proto.float_val[0] == pytest.approx(result["negative_elbo"], rel=1e-6)
+
+
+def test_a_finished_run_does_not_start_over(finished, capsys):
+    before = os.stat(finished.latest_checkpoint() + ".index").st_mtime_ns
+    train(tiny_experiment_config(), finished)
+    assert "is complete: 4 of 4 steps" in capsys.readouterr().out
+    assert os.stat(finished.latest_checkpoint() + ".index").st_mtime_ns == before
+
+
+def weights(workdir):
+    return {v.path: v.numpy() for v in nvae_tf.load_model(workdir.path).variables}
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, capsys):
+    config = tiny_experiment_config()
+    workdir = Workdir(tmp_path / "run")
+
+    class Killed(Exception):
+        pass
+
+    save = Checkpointer.save
+
+    def save_then_die(self):
+        save(self)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "save", save_then_die)
+        with pytest.raises(Killed):
+            train(config, workdir)
+    assert workdir.latest_checkpoint().endswith("-2")
+    train(config, workdir)
+    assert "Resuming after step 2 of 4" in capsys.readouterr().out
+    expected = weights(finished)
+    for path, value in weights(workdir).items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
+def test_more_steps_resume(tmp_path, capsys):
+    workdir = Workdir(tmp_path)
+    train(tiny_experiment_config(steps=2), workdir)
+    train(tiny_experiment_config(steps=3), workdir)
+    assert "Resuming after step 2 of 3" in capsys.readouterr().out
+    assert workdir.latest_checkpoint().endswith("-3")
+    assert workdir.read_config().train.steps == 3
+
+
+def test_a_workdir_of_another_configuration_is_refused(finished):
+    other = tiny_experiment_config().override({"model.num_nf": 1, "train.seed": 5})
+    with pytest.raises(
+        ValueError, match=r"model.num_nf is 0 there, 1 was asked for; train.seed is 0 there, 5"
+    ):
+        train(other, finished)
+
+
+def test_load_model_gives_the_trained_weights(finished):
+    config = finished.read_config()
+    trainer = Trainer(config, make_strategy("auto"), num_images=9000)
+    assert Checkpointer(trainer, finished).restore()
+    loaded = nvae_tf.load_model(finished.path)
+    for a, b in zip(trainer.model.variables, loaded.variables):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert int(trainer.optimizer.iterations) == 4
+
+
+def test_load_model_of_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        nvae_tf.load_model(tmp_path)
+    Workdir(tmp_path).write_config(tiny_experiment_config())
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        nvae_tf.load_model(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    other = tiny_experiment_config().override({"model.num_cell_per_cond_dec": 2})
+    Workdir(tmp_path).write_config(other)
+    os.symlink(finished.checkpoints, Workdir(tmp_path).checkpoints)
+    with pytest.raises(ValueError, match="does not hold this model"):
+        nvae_tf.load_model(tmp_path)

@@ -1,0 +1,55 @@
+"""Checkpoints of a training run, in a form that `nvae_tf.load_model` reads the model from."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from nvae_tf.workdir import Workdir, named_variables
+from trainers.loop import Trainer
+
+_KEPT = 3
+
+
+class Checkpointer:
+    """Saves and restores a trainer's weights, optimiser, step and singular vectors.
+
+    Data and noise are functions of the step, so these are all that a run depends on.
+
+    Args:
+      trainer: built.
+      workdir: where its checkpoints go; nothing is created before the first save.
+    """
+
+    def __init__(self, trainer: Trainer, workdir: Workdir):
+        self._checkpoint = tf.train.Checkpoint(
+            model=named_variables(trainer.model),
+            optimizer=trainer.optimizer,
+            regularizer=trainer.regularizer,
+        )
+        self._trainer = trainer
+        self._workdir = workdir
+        self._manager: tf.train.CheckpointManager | None = None
+
+    def restore(self) -> bool:
+        """Restores the newest checkpoint; returns whether there was one.
+
+        Raises:
+          ValueError: if it does not hold exactly this trainer's state.
+        """
+        latest = self._workdir.latest_checkpoint()
+        if latest is None:
+            return False
+        try:
+            self._checkpoint.restore(latest).assert_consumed()
+        except AssertionError as error:
+            raise ValueError(f"The checkpoint {latest!r} does not fit this run: {error}") from error
+        return True
+
+    def save(self) -> None:
+        """Saves the state after the step that the optimiser has reached."""
+        if self._manager is None:
+            self._manager = tf.train.CheckpointManager(
+                self._checkpoint, self._workdir.checkpoints, max_to_keep=_KEPT
+            )
+        step = int(self._trainer.optimizer.iterations.numpy())
+        self._manager.save(checkpoint_number=step)

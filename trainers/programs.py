@@ -1,0 +1,36 @@
+"""What the programs have in common: how they report wrong usage, and how they use the devices."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+
+
+@contextlib.contextmanager
+def usage_errors(argv: Sequence[str]) -> Iterator[None]:
+    """Turns errors that a user can mend into one line on stderr and exit code 1.
+
+    Args:
+      argv: what absl left over; anything beyond the program's name is an error too.
+    """
+    if len(argv) > 1:
+        sys.exit(f"Error: unexpected argument {argv[1]!r}; options look like --name=value.")
+    try:
+        yield
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        message = " ".join(str(error).split())
+        sys.exit(f"Error: {message}")
+
+
+def use_devices() -> None:
+    """Settings of TensorFlow that suit the devices of this machine; call before any computation."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+    else:
+        # On CPUs Grappler takes longer than building the graph, and gains nothing in the step.
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
