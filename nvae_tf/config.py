@@ -244,8 +244,7 @@ class DataConfig:
             len(self.crop) in (0, 4)
             and min(self.crop[:2], default=0) >= 0
             and min(self.crop[2:], default=1) >= 1,
-            "DataConfig.crop must be empty or (top, left, height, width); "
-            f"received {self.crop}.",
+            f"DataConfig.crop must be empty or (top, left, height, width); received {self.crop}.",
         )
 
 
@@ -276,9 +275,7 @@ class OptimizerConfig:
         )
         for name in ("beta_1", "beta_2"):
             value = getattr(self, name)
-            _require(
-                0 <= value < 1, f"OptimizerConfig.{name} must be in [0, 1), received {value}."
-            )
+            _require(0 <= value < 1, f"OptimizerConfig.{name} must be in [0, 1), received {value}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,8 +305,7 @@ class TrainConfig:
         )
         _require(
             0 < self.kl_anneal_portion <= 1,
-            "TrainConfig.kl_anneal_portion must be in (0, 1], received "
-            f"{self.kl_anneal_portion}.",
+            f"TrainConfig.kl_anneal_portion must be in (0, 1], received {self.kl_anneal_portion}.",
         )
         _require(
             not self.weight_decay_norm_anneal

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from nvae_tf.architectures import ARCHITECTURES
 from nvae_tf.config import ModelConfig
@@ -24,8 +24,6 @@ from nvae_tf.layers.convolution import (
 )
 from nvae_tf.layers.flow import AutoregressiveFlow
 from nvae_tf.layers.normalization import BatchNormalization
-
-tfd = tfp.distributions
 
 
 class InferenceOutput(NamedTuple):
@@ -59,7 +57,6 @@ class NVAE(keras.Model):
       config: what to build.
 
     Example:
-
     ```python
     model = NVAE(ModelConfig(image_shape=(32, 32, 3), num_groups_per_scale=4))
     output = model.infer(images)
@@ -353,9 +350,7 @@ class NVAE(keras.Model):
         return InferenceOutput(
             logits=logits,
             kl_per_group=tf.stack([tf.reduce_sum(g.kl, [1, 2, 3]) for g in groups], axis=1),
-            kl_per_channel=[
-                tf.reduce_mean(tf.reduce_sum(g.kl, [1, 2]), axis=0) for g in groups
-            ],
+            kl_per_channel=[tf.reduce_mean(tf.reduce_sum(g.kl, [1, 2]), axis=0) for g in groups],
             log_q=tf.add_n([g.log_q for g in groups]),
             log_p=tf.add_n([g.log_p for g in groups]),
             latents=[g.latent for g in groups],
@@ -378,9 +373,7 @@ class NVAE(keras.Model):
         latent = self.flows[group](before_flow) if self.config.num_nf else before_flow
         log_q, log_p = posterior.log_prob(before_flow), prior.log_prob(latent)
         kl = log_q - log_p if self.config.num_nf else tfd.kl_divergence(posterior, prior)
-        return _Group(
-            latent, kl, tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3])
-        )
+        return _Group(latent, kl, tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3]))
 
     def _prior_parameters(
         self, group: int, top_down: tf.Tensor | None, shape: tf.Tensor

@@ -47,16 +47,14 @@ def objective_terms(
     )
 
 
-def kl_warmup(
-    step: int | tf.Tensor, anneal_steps: float, constant_steps: float
-) -> tf.Tensor:
+def kl_warmup(step: int | tf.Tensor, anneal_steps: float, constant_steps: float) -> tf.Tensor:
     """beta: from 1e-4, linear in the steps after `constant_steps`, to 1 (scalar)."""
     progress = (tf.cast(step, tf.float32) - constant_steps) / anneal_steps
     return tf.clip_by_value(progress, _MIN_KL_COEFFICIENT, 1.0)
 
 
 def group_importance(groups_per_scale: Sequence[int]) -> np.ndarray:
-    """alpha (L,), top-down: 4^i over the groups of the i-th scale from the deepest, least one 1."""
+    """Alpha (L,), top-down: 4^i over the groups of the i-th scale from the deepest, least one 1."""
     per_scale = [4.0**i / groups for i, groups in enumerate(reversed(groups_per_scale))]
     alpha = np.repeat(per_scale, list(reversed(groups_per_scale)))
     return (alpha / alpha.min()).astype(np.float32)
@@ -65,7 +63,7 @@ def group_importance(groups_per_scale: Sequence[int]) -> np.ndarray:
 def kl_balance(
     kl_per_group: tf.Tensor, importance: np.ndarray, kl_coefficient: float | tf.Tensor
 ) -> tf.Tensor:
-    """gamma (L,): while beta < 1, more weight to groups with more KL; then 1 (paper, appendix A).
+    """Gamma (L,): while beta < 1, more weight to groups with more KL; then 1 (paper, appendix A).
 
     Groups whose KL is small are pressed less while the KL warms up, so they stay in use. The mean
     over the batch is that of the global batch; no gradient flows through the coefficients.
@@ -85,7 +83,7 @@ def kl_balance(
 
 
 def regularization_coefficient(config: TrainConfig, kl_coefficient: tf.Tensor) -> tf.Tensor:
-    """lambda (scalar): constant, or annealed between the logarithms as beta rises."""
+    """Lambda (scalar): constant, or annealed between the logarithms as beta rises."""
     if not config.weight_decay_norm_anneal:
         return tf.constant(config.weight_decay_norm)
     start, end = math.log(config.weight_decay_norm_init), math.log(config.weight_decay_norm)

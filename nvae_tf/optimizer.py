@@ -91,7 +91,5 @@ def learning_rate_at(
     warmup = config.learning_rate * step / max(warmup_steps, 1)
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
     cosine = 0.5 * (1 + tf.cos(math.pi * tf.clip_by_value(progress, 0.0, 1.0)))
-    decayed = config.learning_rate_min + cosine * (
-        config.learning_rate - config.learning_rate_min
-    )
+    decayed = config.learning_rate_min + cosine * (config.learning_rate - config.learning_rate_min)
     return tf.where(step < warmup_steps, warmup, decayed)

@@ -40,7 +40,5 @@ def encode_png(picture: np.ndarray) -> bytes:
       ValueError: if there are not 1 (gray), 3 (RGB) or 4 (RGBA) channels.
     """
     if picture.shape[-1] not in (1, 3, 4):
-        raise ValueError(
-            f"A PNG has 1, 3 or 4 channels, the images have {picture.shape[-1]}."
-        )
+        raise ValueError(f"A PNG has 1, 3 or 4 channels, the images have {picture.shape[-1]}.")
     return tf.io.encode_png(picture).numpy()

@@ -98,9 +98,7 @@ def _imagenet32() -> ExperimentConfig:
         model=ModelConfig(
             num_groups_per_scale=28, num_channels_enc=192, num_channels_dec=192, num_nf=1
         ),
-        data=DataConfig(
-            name="downsampled_imagenet/32x32", test_split="validation", flip=True
-        ),
+        data=DataConfig(name="downsampled_imagenet/32x32", test_split="validation", flip=True),
         optimizer=OptimizerConfig(warmup_epochs=1),
         train=TrainConfig(epochs=45, global_batch_size=576, weight_decay_norm_anneal=True),
     )

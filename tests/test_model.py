@@ -202,9 +202,7 @@ def test_data_dependent_initialisation_happens_in_res_elu_models_only():
         model = NVAE(tiny_model_config(arch_instance=arch))
         before = [variable.numpy() for variable in model.trainable_variables]
         model.initialize_from_batch(random_images(model.config, 8))
-        changed = [
-            np.any(v.numpy() != old) for v, old in zip(model.trainable_variables, before)
-        ]
+        changed = [np.any(v.numpy() != old) for v, old in zip(model.trainable_variables, before)]
         assert any(changed) == changes
 
 

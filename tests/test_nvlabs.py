@@ -51,7 +51,9 @@ def test_inference_is_the_reference_s(golden, name, model, mode):
         "mean_image": likelihood.mean(),
         **{f"kl_per_channel/{group}": output.kl_per_channel[group] for group in groups},
     }
-    errors = {key: relative_error(value, values[f"{mode}/{key}"]) for key, value in computed.items()}
+    errors = {
+        key: relative_error(value, values[f"{mode}/{key}"]) for key, value in computed.items()
+    }
     assert max(errors.values()) < 1e-5, errors
 
 
@@ -104,7 +106,9 @@ def test_what_does_not_fit_is_named(tmp_path):
     checkpoint = load_raw("nvlabs_mnist_tiny")
     state = checkpoint["state_dict"]
     state["stem.bias"] = torch.zeros(9)
-    with pytest.raises(ValueError, match=r"'stem.bias'.*expected the shape \(8,\), received \(9,\)"):
+    with pytest.raises(
+        ValueError, match=r"'stem.bias'.*expected the shape \(8,\), received \(9,\)"
+    ):
         nvlabs.load_checkpoint(write(tmp_path, checkpoint))
     state["stem.extra"] = state.pop("stem.bias")
     with pytest.raises(ValueError, match="Missing: stem.bias. Surplus: stem.extra"):

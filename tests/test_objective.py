@@ -26,7 +26,9 @@ def test_warmup_is_the_reference_s(golden):
 
 
 def test_importance_is_the_reference_s(golden):
-    cases = [c for c in golden("schedules.json")["kl_balancer_coefficients"] if c["fun"] == "square"]
+    cases = [
+        c for c in golden("schedules.json")["kl_balancer_coefficients"] if c["fun"] == "square"
+    ]
     assert len(cases) >= 4
     for case in cases:
         importance = group_importance(case["groups_per_scale"])

@@ -32,7 +32,7 @@ def test_power_iteration_finds_the_largest_singular_values():
     exact = exact_spectral(model)
     first = spectral(regularizer)
     np.testing.assert_allclose(first, exact, rtol=5e-3)
-    for _ in range(30):
+    for _ in range(15):
         last = spectral(regularizer)
     np.testing.assert_allclose(last, exact, rtol=1e-4)
     # From below: u'Wv never exceeds the norm.
@@ -52,19 +52,20 @@ def test_vectors_persist_and_need_not_move():
 
 def test_gradient_is_that_of_the_singular_value():
     model = make_model()
+    raw = next(layer for layer in model.convolutions() if layer.path.endswith("0/expand"))
+    # A gap after the first singular value, so that the vectors converge.
+    random = np.random.default_rng(0)
+    left = random.normal(size=(*raw.kernel.shape[:3], 1))
+    right = random.normal(size=raw.filters)
+    raw.kernel.assign(left * right + 0.1 * raw.kernel.numpy())
     regularizer = Regularizer(model)
-    for _ in range(50):
-        spectral(regularizer)
-    raw = next(
-        layer for layer in model.convolutions() if layer.name == "spatial" and layer.groups > 1
-    )
     with tf.GradientTape() as tape, regularizer.kernels.use() as kernels:
         loss = regularizer.spectral(kernels)
     gradient = tape.gradient(loss, raw.kernel.value)
-    matrix = raw.effective_kernel().numpy().reshape(-1, raw.filters)
+    matrix = raw.kernel.numpy().reshape(-1, raw.filters)
     left, _, right = np.linalg.svd(matrix, full_matrices=False)
     expected = np.outer(left[:, 0], right[0]).reshape(raw.kernel.shape)
-    np.testing.assert_allclose(gradient, expected, atol=2e-2)
+    np.testing.assert_allclose(gradient, expected, atol=1e-4)
 
 
 def test_batch_norm_sums_the_largest_scales():

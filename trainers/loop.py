@@ -90,9 +90,7 @@ class Trainer:
       ValueError: if the global batch is not a multiple of the replicas.
     """
 
-    def __init__(
-        self, config: ExperimentConfig, strategy: tf.distribute.Strategy, num_images: int
-    ):
+    def __init__(self, config: ExperimentConfig, strategy: tf.distribute.Strategy, num_images: int):
         replicas = strategy.num_replicas_in_sync
         if config.train.global_batch_size % replicas:
             raise ValueError(

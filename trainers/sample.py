@@ -1,4 +1,4 @@
-"""Draws images from a trained model: `python -m trainers.sample --workdir=DIR --output=sheet.png`."""
+"""Draws images from a trained model: `python -m trainers.sample --workdir=DIR`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from trainers.programs import usage_errors, use_devices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _TEMPERATURE = flags.DEFINE_float(
-    "temperature", 1.0, "Multiplies the prior's scales; lower is more typical and less diverse.",
+    "temperature",
+    1.0,
+    "Multiplies the prior's scales; lower is more typical and less diverse.",
     lower_bound=0.0,
 )
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many images.", lower_bound=1)

@@ -80,9 +80,7 @@ def read_idx_images(compressed: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=16).reshape(count, height, width, 1)
 
 
-def _tfds(
-    data: DataConfig, model: ModelConfig, split: str
-) -> tuple[tf.data.Dataset, int]:
+def _tfds(data: DataConfig, model: ModelConfig, split: str) -> tuple[tf.data.Dataset, int]:
     import tensorflow_datasets as tfds  # slow to import, and the embedded images do without
 
     try:

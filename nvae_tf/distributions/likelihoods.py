@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.distributions.logistic_mixture import (
@@ -11,8 +12,6 @@ from nvae_tf.distributions.logistic_mixture import (
     num_logistic_mixture_parameters,
 )
 from nvae_tf.distributions.residual_normal import ResidualNormal
-
-tfd = tfp.distributions
 
 
 def num_likelihood_parameters(config: ModelConfig) -> int:
@@ -54,9 +53,8 @@ class PixelNormal(ResidualNormal):
     """
 
     def __init__(self, loc_raw: tf.Tensor, log_scale_raw: tf.Tensor, name: str = "PixelNormal"):
-        parameters = dict(locals())
         super().__init__(loc_raw, log_scale_raw, name=name)
-        self._parameters = parameters
+        self._parameters = {"loc_raw": loc_raw, "log_scale_raw": log_scale_raw, "name": name}
 
     @classmethod
     def _parameter_properties(cls, dtype, num_classes=None):
@@ -98,7 +96,7 @@ class ImageDistribution(tfd.Distribution):
         parameters = dict(locals())
         self._pixels = pixels
         self._padding = padding
-        super().__init__(
+        super(ImageDistribution, self).__init__(  # noqa: UP008 (super() would be in locals())
             dtype=pixels.dtype,
             reparameterization_type=pixels.reparameterization_type,
             validate_args=validate_args,

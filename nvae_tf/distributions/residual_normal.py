@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 import tensorflow_probability as tfp
-
-tfd = tfp.distributions
+from tensorflow_probability import distributions as tfd
 
 _CLAMP = 5.0
 _SCALE_OFFSET = 0.01
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def soft_clamp(x: tf.Tensor) -> tf.Tensor:
@@ -16,7 +18,7 @@ def soft_clamp(x: tf.Tensor) -> tf.Tensor:
     return _CLAMP * tf.tanh(x / _CLAMP)
 
 
-class ResidualNormal(tfd.Normal):
+class ResidualNormal(tfd.Distribution):
     """A normal whose parameters are given relative to those of another one.
 
     With `c(a) = 5 tanh(a / 5)`,
@@ -64,17 +66,21 @@ class ResidualNormal(tfd.Normal):
           name: as for every TFP distribution.
         """
         parameters = dict(locals())
-        loc = loc_raw if delta_loc is None else loc_raw + delta_loc
-        log_scale = log_scale_raw if delta_log_scale is None else log_scale_raw + delta_log_scale
-        scale = tf.exp(soft_clamp(log_scale)) + _SCALE_OFFSET
-        super().__init__(
-            loc=soft_clamp(loc),
-            scale=temperature * scale,
+        with tf.name_scope(name):
+            loc = loc_raw if delta_loc is None else loc_raw + delta_loc
+            log_scale = log_scale_raw
+            if delta_log_scale is not None:
+                log_scale = log_scale_raw + delta_log_scale
+            self._loc = soft_clamp(loc)
+            self._scale = temperature * (tf.exp(soft_clamp(log_scale)) + _SCALE_OFFSET)
+        super(ResidualNormal, self).__init__(  # noqa: UP008 (super() would put itself in locals())
+            dtype=self._loc.dtype,
+            reparameterization_type=tfd.FULLY_REPARAMETERIZED,
             validate_args=validate_args,
             allow_nan_stats=allow_nan_stats,
+            parameters=parameters,
             name=name,
         )
-        self._parameters = parameters
 
     @classmethod
     def _parameter_properties(cls, dtype, num_classes=None):
@@ -87,11 +93,41 @@ class ResidualNormal(tfd.Normal):
             "temperature": properties(),
         }
 
+    @property
+    def loc(self) -> tf.Tensor:
+        """Mean, after the clamp."""
+        return self._loc
+
+    @property
+    def scale(self) -> tf.Tensor:
+        """Standard deviation, temperature included."""
+        return self._scale
+
+    def _event_shape(self):
+        return tf.TensorShape([])
+
+    def _event_shape_tensor(self):
+        return tf.constant([], tf.int32)
+
+    def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        standardized = (x - self._loc) / self._scale
+        return -0.5 * tf.square(standardized) - tf.math.log(self._scale) - _HALF_LOG_TWO_PI
+
+    def _sample_n(self, n: int | tf.Tensor, seed=None) -> tf.Tensor:
+        shape = tf.concat([[n], self.batch_shape_tensor()], axis=0)
+        return self._loc + self._scale * tf.random.stateless_normal(
+            shape, tfp.random.sanitize_seed(seed), dtype=self.dtype
+        )
+
+    def _mean(self) -> tf.Tensor:
+        return tf.broadcast_to(self._loc, self.batch_shape_tensor())
+
+    def _stddev(self) -> tf.Tensor:
+        return tf.broadcast_to(self._scale, self.batch_shape_tensor())
+
 
 @tfd.RegisterKL(ResidualNormal, ResidualNormal)
-def _kl_residual_normal(
-    a: ResidualNormal, b: ResidualNormal, name: str | None = None
-) -> tf.Tensor:
+def _kl_residual_normal(a: ResidualNormal, b: ResidualNormal, name: str | None = None) -> tf.Tensor:
     """KL(a || b), elementwise."""
     with tf.name_scope(name or "kl_residual_normal"):
         difference = (a.loc - b.loc) / b.scale

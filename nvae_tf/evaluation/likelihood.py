@@ -45,9 +45,7 @@ class LikelihoodEvaluator:
     def __init__(self, model: NVAE):
         self._model = model
         images = tf.TensorSpec((None, *model.config.image_shape))
-        self._bottom_up = tf.function(
-            model.bottom_up, input_signature=[images], autograph=False
-        )
+        self._bottom_up = tf.function(model.bottom_up, input_signature=[images], autograph=False)
         self._draw = tf.function(self._draw_once, autograph=False, reduce_retracing=True)
 
     def _draw_once(
@@ -104,7 +102,10 @@ class LikelihoodEvaluator:
 
 
 def _summarize(
-    config: ModelConfig, reconstruction: np.ndarray, kl_per_group: np.ndarray, log_weights: np.ndarray
+    config: ModelConfig,
+    reconstruction: np.ndarray,
+    kl_per_group: np.ndarray,
+    log_weights: np.ndarray,
 ) -> LikelihoodResult:
     """From values of N images: -log p(x|z) [N], KL [N, L], log-weights [K, N]."""
     elbo = reconstruction + kl_per_group.sum(axis=1)

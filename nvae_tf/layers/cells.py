@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -48,7 +49,7 @@ class SqueezeExcitation(keras.layers.Layer):
     Hidden units: max(C // 16, 4).
     """
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         channels = input_shape[-1]
         hidden = max(channels // 16, 4)
         self.squeeze = keras.layers.Dense(
@@ -90,7 +91,7 @@ class DownSkip(keras.layers.Layer):
         super().__init__(**kwargs)
         self.filters = filters
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         quarter = self.filters // 4
         self.convolutions = [
             WeightNormConvolution(
@@ -130,7 +131,7 @@ class UpSkip(keras.layers.Layer):
         super().__init__(**kwargs)
         self.filters = filters
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         self.convolution = WeightNormConvolution(
             self.filters, use_bias=False, dtype=self.dtype_policy, name="convolution"
         )
@@ -163,7 +164,7 @@ class ConvolutionBranch(keras.layers.Layer):
         self.filters = filters
         self.kind = kind
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         operation = parse_operation(self.operation)
         common = {"dtype": self.dtype_policy}
         activation = {"bnswish": "swish", "bnelu": "elu"}.get(operation.kind)
@@ -218,17 +219,17 @@ class InvertedBottleneck(keras.layers.Layer):
         self.filters = filters
         self.kind = kind
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         operation: Operation = parse_operation(self.operation)
         hidden = operation.expansion * input_shape[-1]
         common = {"dtype": self.dtype_policy}
         repeats = 4 if self.kind == "up" else 1
-        self.pointwise = [
+        self.pointwise: list[Any] = [
             BatchNormalization(repeats=repeats, name="normalization_0", **common),
             Convolution(hidden, use_bias=False, name="expand", **common),
             BatchNormalization("swish", repeats=repeats, name="normalization_1", **common),
         ]
-        self.spatial = [
+        self.spatial: list[Any] = [
             Convolution(
                 hidden,
                 operation.kernel_size,
@@ -287,7 +288,7 @@ class ResidualCell(keras.layers.Layer):
         self.kind = kind
         self.use_se = use_se
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         filters = cell_channels(self.kind, input_shape[-1])
         common = {"dtype": self.dtype_policy}
         self.skip = None

@@ -69,7 +69,7 @@ class ParameterHead(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.elu = elu
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         self.convolution = WeightNormConvolution(
             2 * self.num_latents, self.kernel_size, dtype=self.dtype_policy, name="convolution"
         )

@@ -87,7 +87,7 @@ class Convolution(keras.layers.Layer):
         self.groups = groups
         self.use_bias = use_bias
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         channels = input_shape[-1]
         if channels % self.groups or self.filters % self.groups:
             raise ValueError(
@@ -169,14 +169,12 @@ class WeightNormConvolution(Convolution):
       **kwargs: those of `Convolution`.
     """
 
-    def __init__(
-        self, *args, data_init: bool = False, log_scale_shift: float = 0.0, **kwargs
-    ):
+    def __init__(self, *args, data_init: bool = False, log_scale_shift: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
         self.data_init = data_init
         self.log_scale_shift = log_scale_shift
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         super().build(input_shape)
 
         # An initializer, because an assignment in build() is lost when Keras builds symbolically.
@@ -234,7 +232,7 @@ class MaskedConvolution(WeightNormConvolution):
         self.strict = strict
         self.mirror = mirror
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         self.mask = autoregressive_mask(
             self.kernel_size, input_shape[-1], self.filters, self.groups, self.strict, self.mirror
         )

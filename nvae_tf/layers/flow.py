@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -26,7 +25,7 @@ class AutoregressiveCell(keras.layers.Layer):
         super().__init__(**kwargs)
         self.mirror = mirror
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         channels = input_shape[-1]
         hidden = _EXPANSION * channels
         common = {"mirror": self.mirror, "dtype": self.dtype_policy}
@@ -88,7 +87,7 @@ class AutoregressiveFlow(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_pairs = num_pairs
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         self.cells = [
             AutoregressiveCell(mirror, dtype=self.dtype_policy, name=f"pair_{i}_{order}")
             for i in range(self.num_pairs)

@@ -5,8 +5,6 @@ SPEC section 2; paper section 3.2 (memory).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import keras
 import tensorflow as tf
 
@@ -37,7 +35,7 @@ class BatchNormalization(keras.layers.Layer):
         self.momentum = 0.95
         self.epsilon = 1e-5
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: tuple) -> None:
         def add(name, initializer, trainable):
             return self.add_weight(
                 name=name,
@@ -73,9 +71,7 @@ class BatchNormalization(keras.layers.Layer):
             y, mean, variance = _normalize_fused(x, gamma, beta, self.epsilon, swish)
         else:
             offset = tf.convert_to_tensor(self.moving_mean)
-            y, mean, variance = _normalize_synchronized(
-                x, gamma, beta, offset, self.epsilon, swish
-            )
+            y, mean, variance = _normalize_synchronized(x, gamma, beta, offset, self.epsilon, swish)
         count = self.repeats * _replicas() * _values_per_channel(x)
         unbiased = variance * count / tf.maximum(count - 1, 1)
         for average, new in ((self.moving_mean, mean), (self.moving_variance, unbiased)):

@@ -34,9 +34,7 @@ def test_crop_and_resize():
     )
     whole = load_images(DataConfig(), GRAY, "test")
     np.testing.assert_array_equal(cropped, whole[:, 4:24, 6:22])
-    resized = load_images(
-        DataConfig(resize=True), ModelConfig(image_shape=(14, 14, 1)), "test"
-    )
+    resized = load_images(DataConfig(resize=True), ModelConfig(image_shape=(14, 14, 1)), "test")
     by_area = whole.reshape(1000, 14, 2, 14, 2, 1).mean(axis=(2, 4))
     assert np.abs(resized - by_area).max() <= 0.5
 
@@ -103,12 +101,10 @@ def test_the_full_set_through_tfds(monkeypatch, tmp_path):
 
 
 def test_damaged_idx_files():
-    good = gzip.compress(
-        np.array([2051, 1, 2, 2], ">i4").tobytes() + bytes([1, 2, 3, 4])
-    )
+    good = gzip.compress(np.array([2051, 1, 2, 2], ">i4").tobytes() + bytes([1, 2, 3, 4]))
     assert read_idx_images(good).tolist() == [[[[1], [2]], [[3], [4]]]]
     with pytest.raises(ValueError, match="Not an idx3 file"):
         read_idx_images(gzip.compress(gzip.decompress(good)[:-1]))
     with pytest.raises(ValueError, match="magic number 2049"):
         read_idx_images(gzip.compress(np.array([2049, 1, 0, 0], ">i4").tobytes()))
-    assert EMBEDDED == DataConfig().name
+    assert DataConfig().name == EMBEDDED

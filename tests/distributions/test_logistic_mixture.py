@@ -15,9 +15,7 @@ from nvae_tf.distributions.logistic_mixture import num_logistic_mixture_paramete
 def random_mixture(channels, mixtures, bits, seed=0, scale=1.0, shape=()):
     size = (*shape, num_logistic_mixture_parameters(channels, mixtures))
     params = scale * np.random.default_rng(seed).normal(size=size)
-    return DiscretizedLogisticMixture(
-        tf.constant(params, tf.float32), channels, mixtures, bits
-    )
+    return DiscretizedLogisticMixture(tf.constant(params, tf.float32), channels, mixtures, bits)
 
 
 @pytest.mark.parametrize("bits", [5, 8])
@@ -66,7 +64,7 @@ def test_8_bit_probabilities_of_three_channels_sum_to_one_but_for_the_doubled_to
     np.testing.assert_allclose(total, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("channels", [2, 3, 4, 5])
 def test_a_channel_s_mean_depends_on_the_channels_before_it_only(channels):
     mixture = random_mixture(channels, 1, 8, seed=1)
     x = tf.random.stateless_uniform([channels], (0, 1), 0.1, 0.9)

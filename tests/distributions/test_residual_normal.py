@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from nvae_tf.distributions import PixelNormal, ResidualNormal
-
-tfd = tfp.distributions
 
 
 @pytest.fixture
@@ -47,9 +45,7 @@ def test_kl_is_the_reference_s(values, prior, posterior):
 
 
 def test_temperature_multiplies_the_scale(values):
-    cold = ResidualNormal(
-        values["prior_mean_raw"], values["prior_log_scale_raw"], temperature=0.6
-    )
+    cold = ResidualNormal(values["prior_mean_raw"], values["prior_log_scale_raw"], temperature=0.6)
     np.testing.assert_allclose(cold.scale, values["prior_scale_temperature_0.6"], rtol=1e-5)
 
 

@@ -19,11 +19,7 @@ from nvae_tf.layers.cells import (
 )
 
 OPERATION_LISTS = sorted(
-    {
-        operations
-        for cells in ARCHITECTURES.values()
-        for operations in dataclasses.astuple(cells)
-    }
+    {operations for cells in ARCHITECTURES.values() for operations in dataclasses.astuple(cells)}
 )
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from nvae_tf.workdir import Workdir
 from tests.conftest import tiny_experiment_config
-from trainers.train import train
+from trainers.experiment import train
 
 
 def start(module, *arguments):
@@ -31,7 +31,10 @@ def run(module, *arguments):
 
 
 BAD_TRAINING = {
-    "unknown preset": (["--preset=nonesuch"], "Unknown preset 'nonesuch'. Known: quickstart, mnist"),
+    "unknown preset": (
+        ["--preset=nonesuch"],
+        "Unknown preset 'nonesuch'. Known: quickstart, mnist",
+    ),
     "unknown field": (
         ["--preset=quickstart", "--config.model.num_flows=1"],
         "--config.model.num_flows",

@@ -11,8 +11,8 @@ import nvae_tf
 from nvae_tf.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from trainers.checkpoints import Checkpointer
+from trainers.experiment import train
 from trainers.loop import Trainer, make_strategy
-from trainers.train import train
 
 
 @pytest.fixture(scope="module")

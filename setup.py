@@ -1,0 +1,43 @@
+"""Packaging of nvae-tf."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+setup(
+    name="nvae-tf",
+    version="0.1.0",
+    description="NVAE, the deep hierarchical VAE, for TensorFlow and Keras 3",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "nvae_tf/data/embedded/LICENSE"],
+    packages=find_packages(include=["nvae_tf*", "trainers*", "export*"]),
+    package_data={"nvae_tf.data": ["embedded/*"]},
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "absl-py>=2.0",
+        "importlib_resources",  # tensorflow-datasets imports it without asking for it
+        "keras>=3.5,<4",
+        "ml_collections>=1.0",
+        "numpy>=1.26",
+        "tensorboard",
+        "tensorflow>=2.16,<2.22",
+        "tensorflow-datasets>=4.9.3",
+        "tensorflow-probability[tf]>=0.24",
+        "tqdm>=4.65",
+    ],
+    extras_require={
+        "nvlabs": ["torch>=2.6"],
+        "test": ["hypothesis>=6.100", "pytest>=8.0"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "ruff>=0.6"],
+    },
+    entry_points={
+        "console_scripts": [
+            "nvae-train=trainers.train:run",
+            "nvae-evaluate=trainers.evaluate:run",
+            "nvae-sample=trainers.sample:run",
+            "nvae-export=export.export_model:run",
+        ]
+    },
+)
