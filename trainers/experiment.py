@@ -36,7 +36,6 @@ def train(config: ExperimentConfig, workdir: Workdir) -> None:
     strategy = make_strategy(config.train.strategy)
     images = load_images(config.data, config.model, config.data.train_split)
     test_images = load_images(config.data, config.model, config.data.test_split)
-    training_batches(images, config)  # raises if there are too few images
 
     start = time.perf_counter()
     trainer = Trainer(config, strategy, len(images))

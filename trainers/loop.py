@@ -74,8 +74,18 @@ def total_steps(config: ExperimentConfig, num_images: int) -> int:
 
 
 def steps_per_epoch(config: ExperimentConfig, num_images: int) -> int:
-    """Whole batches in an epoch, at least one."""
-    return max(num_images // config.train.global_batch_size, 1)
+    """Whole batches in an epoch.
+
+    Raises:
+      ValueError: if there are fewer images than a batch needs.
+    """
+    batch_size = config.train.global_batch_size
+    if num_images < batch_size:
+        raise ValueError(
+            f"The training split has {num_images} images, fewer than train.global_batch_size "
+            f"{batch_size}."
+        )
+    return num_images // batch_size
 
 
 class Trainer:
@@ -87,7 +97,7 @@ class Trainer:
       num_images: in the training split; with the config it sets the schedules.
 
     Raises:
-      ValueError: if the global batch is not a multiple of the replicas.
+      ValueError: if the global batch is not a multiple of the replicas, or larger than the split.
     """
 
     def __init__(self, config: ExperimentConfig, strategy: tf.distribute.Strategy, num_images: int):

@@ -49,16 +49,8 @@ def training_batches(
       images: (N, h, w, C) uint8, as `load_images` gives them.
       config: batch size, seed, flips and what `preprocess` needs.
       start: number of the first batch; a resumed run passes its step.
-
-    Raises:
-      ValueError: if there are fewer images than a batch needs.
     """
     count, batch_size = len(images), config.train.global_batch_size
-    if count < batch_size:
-        raise ValueError(
-            f"The training split has {count} images, fewer than train.global_batch_size "
-            f"{batch_size}."
-        )
     stored = tf.constant(images)
 
     def batch(number: tf.Tensor) -> tf.Tensor:

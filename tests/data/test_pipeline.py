@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,11 +59,6 @@ def test_a_batch_depends_on_its_number_alone():
     whole = take(training_batches(images, config), 8)
     resumed = take(training_batches(images, config, start=5), 3)
     np.testing.assert_array_equal(whole[20:], resumed)
-
-
-def test_too_few_images():
-    with pytest.raises(ValueError, match="has 3 images, fewer than train.global_batch_size 4"):
-        training_batches(numbered_images(3), experiment())
 
 
 def test_flips_are_left_to_right_and_about_half():

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import nvae_tf
@@ -54,7 +55,7 @@ def test_tensorboard_shows_every_group(finished):
     assert [event.step for event in logs.Tensors("loss/total")] == [1, 2, 3, 4]
 
     def value(tag):
-        return float(logs.Tensors(tag)[-1].tensor_proto.float_val[0])
+        return float(tf.make_ndarray(logs.Tensors(tag)[-1].tensor_proto))
 
     kl = sum(value(f"kl/group_{group:02d}") for group in range(3))
     assert value("loss/kl") == pytest.approx(kl, rel=1e-5)
@@ -67,7 +68,9 @@ def test_tensorboard_shows_every_group(finished):
         result = json.load(file)
     last = validation.Tensors("loss/negative_elbo")[-1]
     assert last.step == 4
-    assert last.tensor_proto.float_val[0] == pytest.approx(result["negative_elbo"], rel=1e-6)
+    assert float(tf.make_ndarray(last.tensor_proto)) == pytest.approx(
+        result["negative_elbo"], rel=1e-6
+    )
 
 
 def test_a_finished_run_does_not_start_over(finished, capsys):

@@ -96,7 +96,12 @@ def test_steps_win_over_epochs():
     config = tiny_experiment_config(steps=7)
     assert total_steps(config, 10) == 7
     assert total_steps(config.override({"train.steps": 0, "train.epochs": 3}), 10) == 6
-    assert steps_per_epoch(config, 3) == 1
+    assert steps_per_epoch(config, 11) == 2
+
+
+def test_too_few_images():
+    with pytest.raises(ValueError, match="has 3 images, fewer than train.global_batch_size 4"):
+        Trainer(tiny_experiment_config(), make_strategy("auto"), num_images=3)
 
 
 def test_unknown_strategy():
