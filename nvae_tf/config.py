@@ -7,8 +7,10 @@ its settings from here, so that a run's `config.json` says all there is to say a
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from nvae_tf.architectures import ARCHITECTURES, parse_operation
@@ -54,7 +56,7 @@ def _check_at_least(config: Any, minimum: float, *names: str) -> None:
         )
 
 
-def _check_choice(config: Any, name: str, allowed: typing.Iterable[str]) -> None:
+def _check_choice(config: Any, name: str, allowed: Iterable[str]) -> None:
     value = getattr(config, name)
     _require(
         value in allowed,
@@ -333,10 +335,10 @@ class ExperimentConfig:
         Raises:
           ValueError: for a field that does not exist, or a value that is not allowed.
         """
+        check_fields(values)
         sections: dict[str, dict[str, Any]] = {}
         for path, value in values.items():
             section, _, name = path.partition(".")
-            _require(path in _FIELDS, f"No field {path!r}. Known: {', '.join(_FIELDS)}.")
             sections.setdefault(section, {})[name] = value
         return dataclasses.replace(
             self,
@@ -375,3 +377,10 @@ class ExperimentConfig:
 
 
 _FIELDS = tuple(ExperimentConfig().flat())
+
+
+def check_fields(paths: Iterable[str]) -> None:
+    """Raises a ValueError for the first dotted name that is not a field of `ExperimentConfig`."""
+    for path in paths:
+        near = difflib.get_close_matches(path, _FIELDS, n=3) or _FIELDS
+        _require(path in _FIELDS, f"No configuration field {path!r}. Known: {', '.join(near)}.")

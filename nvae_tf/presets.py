@@ -39,11 +39,11 @@ def _quickstart() -> ExperimentConfig:
         ),
         optimizer=OptimizerConfig(warmup_epochs=0.5),
         train=TrainConfig(
-            steps=800,
+            steps=650,
             global_batch_size=64,
-            checkpoint_every=200,
-            log_every=20,
-            image_every=400,
+            checkpoint_every=325,
+            log_every=25,
+            image_every=325,
         ),
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
 import tensorflow as tf
 
@@ -88,8 +90,32 @@ class Workdir:
             )
 
     def latest_checkpoint(self) -> str | None:
-        """Prefix of the newest checkpoint's files, or None."""
+        """Prefix of the newest checkpoint's files, or None; it ends in the number of its step."""
         return tf.train.latest_checkpoint(self.checkpoints)
+
+    @property
+    def evaluation(self) -> str:
+        """File of the newest evaluation."""
+        return self / "evaluation.json"
+
+    def write_evaluation(self, result: dict[str, Any], path: str | None = None) -> str:
+        """Writes an evaluation as JSON, with the step of the newest checkpoint; returns the text.
+
+        Args:
+          result: its fields.
+          path: another file than `self.evaluation`.
+        """
+        step = int((self.latest_checkpoint() or "-0").rpartition("-")[2])
+        text = json.dumps({"step": step, **result}, indent=2)
+        write_atomically(path or self.evaluation, text + "\n")
+        return text
+
+    def evaluated_step(self) -> int | None:
+        """The step of the newest evaluation, or None."""
+        if not os.path.exists(self.evaluation):
+            return None
+        with open(self.evaluation, encoding="utf-8") as file:
+            return json.load(file).get("step")
 
 
 def named_variables(model: NVAE) -> dict[str, tf.Variable]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from absl import app, flags
 from tqdm import tqdm
 
 from nvae_tf.data import evaluation_batches, load_images
 from nvae_tf.evaluation import LikelihoodEvaluator
-from nvae_tf.files import write_atomically
 from nvae_tf.workdir import Workdir, load_model
 from trainers.programs import usage_errors, use_devices
 
@@ -42,8 +40,8 @@ def main(argv: list[str]) -> None:
             result = LikelihoodEvaluator(model).evaluate(
                 batches, _NUM_IW_SAMPLES.value, _SEED.value, after_batch=bar.update
             )
-        text = json.dumps({"split": split, **dataclasses.asdict(result)}, indent=2)
-        write_atomically(_OUTPUT.value or workdir / "evaluation.json", text + "\n")
+        fields = {"split": split, **dataclasses.asdict(result)}
+        text = workdir.write_evaluation(fields, _OUTPUT.value)
     print(text)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 
@@ -13,7 +12,6 @@ from tqdm import tqdm
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import evaluation_batches, load_images, training_batches
 from nvae_tf.evaluation import LikelihoodEvaluator, LikelihoodResult
-from nvae_tf.files import write_atomically
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.workdir import Workdir
 from trainers.checkpoints import Checkpointer
@@ -49,7 +47,7 @@ def train(config: ExperimentConfig, workdir: Workdir) -> None:
     checkpointer = Checkpointer(trainer, workdir)
     restored = checkpointer.restore()
     step = int(trainer.optimizer.iterations.numpy())
-    if step >= total:
+    if step >= total and workdir.evaluated_step() == step:
         print(
             f"The run in {workdir.path!r} is complete: {step} of {total} steps. "
             "To go on, ask for more with --config.train.steps."
@@ -153,10 +151,8 @@ class _Progress:
     def finish(self) -> None:
         """Evaluates the finished model on all test images, prints and writes the result."""
         result = self._evaluate(self._test_images, self._trainer.total_steps)
-        write_atomically(
-            self._workdir / "evaluation.json",
-            json.dumps(dataclasses.asdict(result), indent=2) + "\n",
-        )
+        fields = {"split": self._trainer.config.data.test_split, **dataclasses.asdict(result)}
+        self._workdir.write_evaluation(fields)
         self.close()
         print(
             f"Finished: -ELBO {result.negative_elbo:.2f} ± "

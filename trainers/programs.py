@@ -10,7 +10,7 @@ import tensorflow as tf
 
 
 @contextlib.contextmanager
-def usage_errors(argv: Sequence[str]) -> Iterator[None]:
+def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
     """Turns errors that a user can mend into one line on stderr and exit code 1.
 
     Args:

@@ -7,13 +7,14 @@ Every field of the configuration can be changed by a flag of its own, such as
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from nvae_tf import presets
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, check_fields
 from nvae_tf.workdir import Workdir
 from trainers.experiment import train
 from trainers.loop import DivergedError
@@ -28,6 +29,8 @@ _CONFIG = config_flags.DEFINE_config_dict(
     config_dict.ConfigDict(dataclasses.asdict(ExperimentConfig())),
     "Changes to the preset's fields.",
 )
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 
 
 def requested_config(workdir: Workdir) -> ExperimentConfig:
@@ -48,6 +51,13 @@ def requested_config(workdir: Workdir) -> ExperimentConfig:
     return base.override(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Absl's parsing, after a look at the names: ml_collections has no clear word for unknown ones."""
+    with usage_errors():
+        check_fields(match[1] for match in map(_OVERRIDE.match, argv) if match)
+    return app.parse_flags_with_usage(argv)
+
+
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         workdir = Workdir(_WORKDIR.value)
@@ -62,7 +72,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-train`."""
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,16 @@ def test_flips_are_left_to_right_and_about_half():
 
 def test_quantisation_is_the_reference_s(golden):
     values = golden("schedules.json")["bit_depth"]
-    quantized = quantize(tf.constant(values["x8"], tf.float32), 5)
-    np.testing.assert_allclose(quantized, values["x5"], rtol=1e-6)
+    expected = np.array(values["x5"], np.float32)
+    x = np.arange(256, dtype=np.float32)
+    # The reference's inputs k / 255 are those of torch.linspace, which rounds eight multiples of 8
+    # down: there it lands one level lower than the exact value, and so do we from such an input.
+    rounded_down = [128, 136, 144, 152, 160, 168, 176, 184]
+    x[rounded_down] = np.nextafter(x[rounded_down], np.float32(0))
+    np.testing.assert_allclose(quantize(tf.constant(x), 5), expected, rtol=1e-6)
+    exact = np.arange(256) // 8 / 31
+    np.testing.assert_allclose(quantize(tf.range(256, dtype=tf.float32), 5), exact, rtol=1e-6)
+    assert np.flatnonzero(np.abs(exact - expected) > 1e-6).tolist() == rounded_down
     eight = quantize(tf.range(256, dtype=tf.float32), 8)
     np.testing.assert_allclose(eight, np.arange(256) / 255, rtol=1e-6)
 

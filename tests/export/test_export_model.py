@@ -70,10 +70,12 @@ def test_the_export_computes_what_the_model_does(model, sample):
 
 def test_a_process_with_tensorflow_alone_gets_the_same_images(version, sample):
     code = f"""
-import sys, tensorflow as tf
+import sys
+for name in ("nvae_tf", "keras", "tf_keras", "tensorflow_probability"):
+    sys.modules[name] = None  # importing it is an error from here on
+import tensorflow as tf
 signature = tf.saved_model.load({version!r}).signatures["sample"]
 images = signature(seed=tf.constant([1], tf.int64), temperature=tf.constant([1.0]))["image"]
-assert not [name for name in sys.modules if name.split(".")[0] in ("nvae_tf", "keras")]
 print(int(tf.reduce_sum(tf.cast(images, tf.int32))))
 """
     result = subprocess.run(
@@ -102,7 +104,7 @@ def test_saved_model_cli(version, tmp_path):
         f"--dir={version}",
         "--tag_set=serve",
         "--signature_def=sample",
-        "--input_exprs=seed=np.array([3,4]);temperature=np.array([0.7,0.7],dtype=np.float32)",
+        "--input_exprs=seed=[3,4];temperature=[0.7,0.7]",
         f"--outdir={tmp_path}",
     )
     assert np.load(tmp_path / "image.npy").shape == (2, 12, 12, 3)

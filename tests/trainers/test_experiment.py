@@ -80,6 +80,16 @@ def test_a_finished_run_does_not_start_over(finished, capsys):
     assert os.stat(finished.latest_checkpoint() + ".index").st_mtime_ns == before
 
 
+def test_a_run_killed_before_its_evaluation_evaluates(finished, capsys):
+    with open(finished.evaluation) as file:
+        before = json.load(file)
+    os.remove(finished.evaluation)
+    train(tiny_experiment_config(), finished)
+    assert "Finished: -ELBO" in capsys.readouterr().out
+    with open(finished.evaluation) as file:
+        assert json.load(file) == before and before["step"] == 4
+
+
 def weights(workdir):
     return {v.path: v.numpy() for v in nvae_tf.load_model(workdir.path).variables}
 

@@ -37,7 +37,7 @@ BAD_TRAINING = {
     ),
     "unknown field": (
         ["--preset=quickstart", "--config.model.num_flows=1"],
-        "--config.model.num_flows",
+        "No configuration field 'model.num_flows'. Known: ",
     ),
     "wrong type": (
         ["--preset=quickstart", "--config.model.num_nf=many"],
