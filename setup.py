@@ -38,6 +38,7 @@ setup(
             "nvae-evaluate=trainers.evaluate:run",
             "nvae-sample=trainers.sample:run",
             "nvae-export=export.export_model:run",
+            "nvae-import-nvlabs=export.import_nvlabs:run",
         ]
     },
 )

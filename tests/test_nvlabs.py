@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import nvae_tf
+from export.import_nvlabs import import_checkpoint
 from nvae_tf import OptimizerConfig, nvlabs
+from nvae_tf.architectures import ARCHITECTURES
 from nvae_tf.objective import objective_terms
 from nvae_tf.optimizer import AdaMax
 from nvae_tf.regularization import Regularizer
+from nvae_tf.workdir import Workdir
 from tests.conftest import GOLDEN
+from trainers.checkpoints import Checkpointer
+from trainers.loop import Trainer, make_strategy
 
 torch = pytest.importorskip("torch", reason="needs the extra nvlabs")
 
@@ -173,3 +179,95 @@ def test_without_pytorch_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(ImportError, match=r"pip install 'nvae-tf\[nvlabs\]'"):
         nvlabs.load_checkpoint(GOLDEN / "nvlabs_mnist_tiny.pt")
+
+
+ARGUMENTS = {
+    "dataset": "cifar10",
+    "num_x_bits": 8,
+    "num_latent_scales": 2,
+    "num_groups_per_scale": 2,
+    "num_latent_per_group": 3,
+    "ada_groups": True,
+    "min_groups_per_scale": 1,
+    "num_channels_enc": 8,
+    "num_channels_dec": 8,
+    "num_preprocess_blocks": 1,
+    "num_preprocess_cells": 2,
+    "num_postprocess_blocks": 1,
+    "num_postprocess_cells": 2,
+    "num_cell_per_cond_enc": 1,
+    "num_cell_per_cond_dec": 1,
+    "num_mixture_dec": 10,
+    "num_nf": 0,
+    "use_se": True,
+    "res_dist": True,
+    "arch_instance": "res_mbconv",
+}
+VARIANTS = {
+    **{arch: {"arch_instance": arch} for arch in ARCHITECTURES},
+    "no_res_dist": {"res_dist": False},
+    "no_se": {"use_se": False},
+    "normal_decoder": {"num_mixture_dec": 1},
+    "one_group": {"num_latent_scales": 1, "num_groups_per_scale": 1},
+    "celeba": {"dataset": "celeba_64", "num_x_bits": 5, "num_nf": 2},
+    "unequal_widths": {"num_channels_enc": 8, "num_channels_dec": 16},
+}
+
+
+def random_checkpoint(**changes):
+    """A checkpoint in the release's layout, with random weights."""
+    args = argparse.Namespace(**(ARGUMENTS | changes))
+    model = nvlabs.NVAE(nvlabs._model_config(vars(args)))
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for weight in nvlabs._weights(model):
+        values = torch.randn(weight.shape, generator=generator)
+        state[weight.key] = values.abs() if "running_var" in weight.key else 0.1 * values
+    return {"state_dict": state, "args": args, "epoch": 1, "global_step": 1}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_configurations(tmp_path, variant):
+    checkpoint = random_checkpoint(**VARIANTS[variant])
+    model = nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+    state = checkpoint["state_dict"]
+    assert len(state) == len(model.variables)
+    np.testing.assert_array_equal(
+        model.stem.kernel, state["stem.weight"].numpy().transpose(2, 3, 1, 0)
+    )
+    np.testing.assert_array_equal(
+        model.image_head.log_scale, state["image_conditional.1.log_weight_norm"][:, 0, 0, 0]
+    )
+    total = sum(float(value.double().abs().sum()) for value in state.values())
+    ours = sum(np.abs(v.numpy().astype(np.float64)).sum() for v in model.variables)
+    assert ours == pytest.approx(total, rel=1e-9)
+    output = model.infer(np.zeros((1, *model.config.image_shape), np.float32))
+    assert np.all(np.isfinite(output.logits))
+    if model.config.is_vanilla:  # whose learned constant nothing uses
+        state["prior_ftr0"] = torch.zeros(1)
+        nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+
+
+def test_an_imported_run_samples_and_trains_on(tmp_path, golden):
+    workdir = Workdir(tmp_path / "run")
+    import_checkpoint(GOLDEN / "nvlabs_mnist_tiny.pt", workdir)
+    values = golden("nvlabs_mnist_tiny.npz")
+    model = nvae_tf.load_model(workdir.path)
+    noise = [values[f"eps/{group}"] for group in range(6)]
+    logits = model.generate(3, 0.6, noise)
+    assert relative_error(logits, values["sample/temperature_0.6/logits"]) < 1e-5
+
+    config = workdir.read_config()
+    assert config.data.name == "mnist"
+    trainer = Trainer(config, make_strategy("auto"), num_images=1000)
+    assert Checkpointer(trainer, workdir).restore()
+    np.testing.assert_array_equal(trainer.model.stem.kernel, model.stem.kernel)
+    with pytest.raises(ValueError, match="holds a run already"):
+        import_checkpoint(GOLDEN / "nvlabs_mnist_tiny.pt", workdir)
+
+
+def test_a_refused_import_leaves_nothing_behind(tmp_path):
+    path = write(tmp_path, {"state_dict": {}, "args": Hostile()})
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        import_checkpoint(path, Workdir(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from nvae_tf.model import NVAE
+from nvae_tf.optimizer import AdaMax
+from nvae_tf.regularization import Regularizer
 from nvae_tf.workdir import Workdir, named_variables
 from trainers.loop import Trainer
 
 _KEPT = 3
 
 
+def make_checkpoint(
+    model: NVAE, optimizer: AdaMax, regularizer: Regularizer
+) -> tf.train.Checkpoint:
+    """All that a run's future depends on; data and noise are functions of the optimiser's step."""
+    return tf.train.Checkpoint(
+        model=named_variables(model), optimizer=optimizer, regularizer=regularizer
+    )
+
+
 class Checkpointer:
     """Saves and restores a trainer's weights, optimiser, step and singular vectors.
-
-    Data and noise are functions of the step, so these are all that a run depends on.
 
     Args:
       trainer: built.
@@ -21,11 +31,7 @@ class Checkpointer:
     """
 
     def __init__(self, trainer: Trainer, workdir: Workdir):
-        self._checkpoint = tf.train.Checkpoint(
-            model=named_variables(trainer.model),
-            optimizer=trainer.optimizer,
-            regularizer=trainer.regularizer,
-        )
+        self._checkpoint = make_checkpoint(trainer.model, trainer.optimizer, trainer.regularizer)
         self._trainer = trainer
         self._workdir = workdir
         self._manager: tf.train.CheckpointManager | None = None

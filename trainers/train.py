@@ -52,7 +52,7 @@ def requested_config(workdir: Workdir) -> ExperimentConfig:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Absl's parsing, after a look at the names: ml_collections has no clear word for unknown ones."""
+    """Absl's parsing, after a look at the names: ml_collections has no clear error for those."""
     with usage_errors():
         check_fields(match[1] for match in map(_OVERRIDE.match, argv) if match)
     return app.parse_flags_with_usage(argv)
