@@ -14,11 +14,13 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, ModelConfig, TrainConfig
+from trainers.programs import use_devices
 
 # Two CPU devices, so that two replicas can be compared with one; before anything is computed.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], 2 * [tf.config.LogicalDeviceConfiguration()]
 )
+use_devices()  # as the programs do: without Grappler, which takes longer than most tests
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

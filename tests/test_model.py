@@ -62,16 +62,16 @@ def test_build_train_save_load(config, tmp_path):
     model = NVAE(config)
     images = random_images(config)
     optimizer = AdaMax(model.trainable_variables, OptimizerConfig())
-    regularizer = Regularizer(model)
+    regularizer = Regularizer(model)  # its spectral part has tests of its own, and takes longest
     noise = model.draw_noise(len(images), (0, 1))
     model.initialize_from_batch(images)
     before = [variable.numpy() for variable in model.trainable_variables]
 
-    with tf.GradientTape() as tape, regularizer.kernels.use() as kernels:
+    with tf.GradientTape() as tape, regularizer.kernels.use():
         output = model.infer(images, noise, training=True)
         terms = objective_terms(model, images, output, kl_coefficient=0.5)
         loss = tf.reduce_mean(terms.reconstruction + terms.balanced_kl)
-        loss += 0.1 * (regularizer.spectral(kernels) + regularizer.batch_norm())
+        loss += 0.1 * regularizer.batch_norm()
     gradients = tape.gradient(loss, model.trainable_variables)
     assert np.isfinite(loss)
     optimizer.apply(gradients, 1e-3)
@@ -87,7 +87,9 @@ def test_build_train_save_load(config, tmp_path):
     )
 
 
-def test_shapes(config):
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ARCHITECTURES])
+def test_shapes(name):
+    config = tiny_model_config(**OPTIONS[name])
     model = NVAE(config)
     images = random_images(config)
     output = model.infer(images)

@@ -74,8 +74,9 @@ def test_samples_are_the_reference_s(golden, name, model, temperature):
 def test_regularisation_is_the_reference_s(golden, name, model):
     values = golden(f"{name}.npz")
     regularizer = Regularizer(model)
-    with regularizer.kernels.use() as kernels:
-        spectral = regularizer.spectral(kernels)
+    for _ in range(20):  # the first call's 40 iterations are 0.25 % short of the exact value
+        with regularizer.kernels.use() as kernels:
+            spectral = regularizer.spectral(kernels)
     np.testing.assert_allclose(regularizer.batch_norm(), values["batchnorm_loss"], rtol=1e-5)
     np.testing.assert_allclose(spectral, values["spectral_loss_exact_svd"], rtol=1e-3)
     assert model.num_trainable_parameters == values["num_parameters"]
@@ -204,7 +205,13 @@ ARGUMENTS = {
     "arch_instance": "res_mbconv",
 }
 VARIANTS = {
-    **{arch: {"arch_instance": arch} for arch in ARCHITECTURES},
+    **{
+        arch: pytest.param({"arch_instance": arch}, marks=[pytest.mark.slow])
+        for arch in ARCHITECTURES
+    },
+    "mbconv_den": {"arch_instance": "mbconv_den"},
+    "res_bnelu": {"arch_instance": "res_bnelu"},
+    "res_elu": {"arch_instance": "res_elu"},
     "no_res_dist": {"res_dist": False},
     "no_se": {"use_se": False},
     "normal_decoder": {"num_mixture_dec": 1},
@@ -226,9 +233,9 @@ def random_checkpoint(**changes):
     return {"state_dict": state, "args": args, "epoch": 1, "global_step": 1}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_other_configurations(tmp_path, variant):
-    checkpoint = random_checkpoint(**VARIANTS[variant])
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_other_configurations(tmp_path, changes):
+    checkpoint = random_checkpoint(**changes)
     model = nvlabs.load_checkpoint(write(tmp_path, checkpoint))
     state = checkpoint["state_dict"]
     assert len(state) == len(model.variables)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -119,13 +120,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, capsys):
         np.testing.assert_array_equal(value, expected[path], err_msg=path)
 
 
-def test_more_steps_resume(tmp_path, capsys):
-    workdir = Workdir(tmp_path)
-    train(tiny_experiment_config(steps=2), workdir)
-    train(tiny_experiment_config(steps=3), workdir)
-    assert "Resuming after step 2 of 3" in capsys.readouterr().out
-    assert workdir.latest_checkpoint().endswith("-3")
-    assert workdir.read_config().train.steps == 3
+def test_more_steps_resume(finished, tmp_path, capsys):
+    workdir = Workdir(tmp_path / "longer")
+    shutil.copytree(finished.path, workdir.path)
+    train(tiny_experiment_config(steps=5), workdir)
+    assert "Resuming after step 4 of 5" in capsys.readouterr().out
+    assert workdir.latest_checkpoint().endswith("-5")
+    assert workdir.read_config().train.steps == 5
+    assert workdir.evaluated_step() == 5
 
 
 def test_a_workdir_of_another_configuration_is_refused(finished):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.export_model import export_model, next_version
+from export.saved_model import export_model, next_version
 from nvae_tf import NVAE
 from nvae_tf.pictures import to_uint8
 from tests.conftest import tiny_model_config
