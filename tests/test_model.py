@@ -53,7 +53,23 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(params=OPTIONS, ids=str)
+# Combinations of what the others cover one by one.
+SLOW = {
+    "two_flow_pairs",
+    "vanilla_with_flow",
+    "wider_decoder",
+    "wider_encoder",
+    "three_scales",
+    "no_preprocess_block",
+    "more_cells",
+}
+
+
+def cases(names):
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in names]
+
+
+@pytest.fixture(params=cases(OPTIONS))
 def config(request):
     return tiny_model_config(**OPTIONS[request.param])
 
@@ -87,7 +103,7 @@ def test_build_train_save_load(config, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ARCHITECTURES])
+@pytest.mark.parametrize("name", cases(name for name in OPTIONS if name not in ARCHITECTURES))
 def test_shapes(name):
     config = tiny_model_config(**OPTIONS[name])
     model = NVAE(config)

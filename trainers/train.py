@@ -24,12 +24,6 @@ _PRESET = flags.DEFINE_string(
     "preset", None, f"Where the configuration starts from: {', '.join(presets.names())}."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_CONFIG = config_flags.DEFINE_config_dict(
-    "config",
-    config_dict.ConfigDict(dataclasses.asdict(ExperimentConfig())),
-    "Changes to the preset's fields.",
-)
-
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 
 
@@ -51,13 +45,6 @@ def requested_config(workdir: Workdir) -> ExperimentConfig:
     return base.override(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Absl's parsing, after a look at the names: ml_collections has no clear error for those."""
-    with usage_errors():
-        check_fields(match[1] for match in map(_OVERRIDE.match, argv) if match)
-    return app.parse_flags_with_usage(argv)
-
-
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         workdir = Workdir(_WORKDIR.value)
@@ -72,7 +59,16 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-train`."""
-    app.run(main, flags_parser=parse_flags)
+    # Before the flag exists: ml_collections reads the arguments when it is defined, and has no
+    # clear word for a field that is unknown.
+    with usage_errors():
+        check_fields(match[1] for match in map(_OVERRIDE.match, sys.argv) if match)
+    config_flags.DEFINE_config_dict(
+        "config",
+        config_dict.ConfigDict(dataclasses.asdict(ExperimentConfig())),
+        "Changes to the preset's fields, such as --config.model.num_nf=1.",
+    )
+    app.run(main)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def test_a_finished_run_does_not_start_over(finished, capsys):
     assert os.stat(finished.latest_checkpoint() + ".index").st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_evaluation_evaluates(finished, capsys):
     with open(finished.evaluation) as file:
         before = json.load(file)
@@ -120,6 +121,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, capsys):
         np.testing.assert_array_equal(value, expected[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_more_steps_resume(finished, tmp_path, capsys):
     workdir = Workdir(tmp_path / "longer")
     shutil.copytree(finished.path, workdir.path)

@@ -23,50 +23,55 @@ def batches(config, count):
     return tf.data.Dataset.from_tensor_slices(images).batch(size)
 
 
-def train(config, strategy, count):
-    trainer = Trainer(config, strategy, num_images=100)
-    metrics = [trainer.step(batch) for batch in trainer.distribute(batches(config, count))]
+CONFIG = tiny_experiment_config(steps=100).override({"model.num_nf": 1})
+
+
+def train(strategy, count):
+    trainer = Trainer(CONFIG, strategy, num_images=100)
+    metrics = [trainer.step(batch) for batch in trainer.distribute(batches(CONFIG, count))]
     return trainer, metrics
 
 
-def test_metrics_add_up_to_the_loss():
-    config = tiny_experiment_config(steps=100)
-    trainer, metrics = train(config, make_strategy("one_device"), 1)
-    step = metrics[0]
-    assert float(step.kl) == pytest.approx(float(tf.reduce_sum(step.kl_per_group)), rel=1e-5)
-    assert float(step.negative_elbo) == pytest.approx(
-        float(step.reconstruction + step.kl), rel=1e-5
-    )
-    balanced = float(tf.reduce_sum(step.balance * step.kl_per_group))
-    regularization = float(step.spectral + step.batch_norm)
-    assert float(step.loss) == pytest.approx(
-        float(step.reconstruction)
-        + float(step.kl_coefficient) * balanced
-        + float(step.regularization_coefficient) * regularization,
-        rel=1e-5,
-    )
-    assert int(trainer.optimizer.iterations) == 1
+@pytest.fixture(scope="module")
+def one_replica():
+    """A trainer after four steps, and their metrics."""
+    return train(make_strategy("one_device"), 4)
 
 
-def test_the_step_is_that_of_the_model_and_the_objective():
-    config = tiny_experiment_config(steps=100)
-    fresh = Trainer(config, make_strategy("one_device"), num_images=100)
-    images = next(iter(batches(config, 1)))
-    noise = fresh.model.draw_noise(4, tf.constant([config.train.seed, 0], tf.int64))
+def test_metrics_add_up_to_the_loss(one_replica):
+    trainer, metrics = one_replica
+    for step in metrics:
+        assert float(step.kl) == pytest.approx(float(tf.reduce_sum(step.kl_per_group)), rel=1e-5)
+        assert float(step.negative_elbo) == pytest.approx(
+            float(step.reconstruction + step.kl), rel=1e-5
+        )
+        balanced = float(tf.reduce_sum(step.balance * step.kl_per_group))
+        regularization = float(step.spectral + step.batch_norm)
+        assert float(step.loss) == pytest.approx(
+            float(step.reconstruction)
+            + float(step.kl_coefficient) * balanced
+            + float(step.regularization_coefficient) * regularization,
+            rel=1e-5,
+        )
+    assert int(trainer.optimizer.iterations) == 4
+
+
+def test_the_step_is_that_of_the_model_and_the_objective(one_replica):
+    fresh = Trainer(CONFIG, make_strategy("one_device"), num_images=100)
+    images = next(iter(batches(CONFIG, 1)))
+    noise = fresh.model.draw_noise(4, tf.constant([CONFIG.train.seed, 0], tf.int64))
     output = fresh.model.infer(images, noise, training=True)
     terms = objective_terms(fresh.model, images, output, 1e-4)
-    _, metrics = train(config, make_strategy("one_device"), 1)
-    assert float(metrics[0].negative_elbo) == pytest.approx(
-        float(tf.reduce_mean(negative_elbo(terms))), rel=1e-4
-    )
+    first = one_replica[1][0]
+    expected = float(tf.reduce_mean(negative_elbo(terms)))
+    assert float(first.negative_elbo) == pytest.approx(expected, rel=1e-4)
 
 
-def test_two_replicas_walk_the_path_of_one():
-    config = tiny_experiment_config(steps=20).override({"model.num_nf": 1})
-    one, losses_of_one = train(config, make_strategy("one_device"), 5)
+def test_two_replicas_walk_the_path_of_one(one_replica):
+    one, losses_of_one = one_replica
     strategy = make_strategy("mirrored")
     assert strategy.num_replicas_in_sync == 2
-    two, losses_of_two = train(config, strategy, 5)
+    two, losses_of_two = train(strategy, 4)
     for a, b in zip(losses_of_one, losses_of_two):
         for name, ours, theirs in zip(a._fields, a, b):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
