@@ -18,7 +18,7 @@ setup(
     install_requires=[
         "absl-py>=2.0",
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
-        "keras>=3.5,<4",
+        "keras>=3.12,<4",
         "ml_collections>=1.0",
         "numpy>=1.26",
         "tensorboard",
