@@ -29,8 +29,8 @@ setup(
     ],
     extras_require={
         "nvlabs": ["torch>=2.6"],
-        "test": ["hypothesis>=6.100", "pytest>=8.0"],
-        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "ruff>=0.6"],
+        "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"],
     },
     entry_points={
         "console_scripts": [
