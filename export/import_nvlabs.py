@@ -7,19 +7,16 @@ then work on it as on a run of our own.
 from __future__ import annotations
 
 import dataclasses
-import os
 
-import tensorflow as tf
 from absl import app, flags, logging
 
 from nvae_tf import presets
 from nvae_tf.config import ExperimentConfig
+from nvae_tf.files import new_directory
 from nvae_tf.model import NVAE
 from nvae_tf.nvlabs import load_checkpoint
-from nvae_tf.optimizer import AdaMax
-from nvae_tf.regularization import Regularizer
 from nvae_tf.workdir import Workdir
-from trainers.checkpoints import make_checkpoint
+from trainers.checkpoints import save_weights
 from trainers.programs import usage_errors, use_devices
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .pt file.", required=True)
@@ -35,19 +32,14 @@ def import_checkpoint(path: str, workdir: Workdir, preset: str | None = None) ->
     """Loads a checkpoint and writes it as a run that has made no step yet.
 
     Raises:
-      ValueError: if the workdir holds a run, or for what `nvlabs.load_checkpoint` refuses.
+      ValueError: if the workdir is not empty, or for what `nvlabs.load_checkpoint` refuses.
     """
-    if workdir.has_config:
-        raise ValueError(f"{workdir.path!r} holds a run already. Choose another --workdir.")
     base = presets.get(preset) if preset else None
-    model = load_checkpoint(path)
-    config = dataclasses.replace(base or _nearest_preset(model), model=model.config)
-    checkpoint = make_checkpoint(
-        model, AdaMax(model.trainable_variables, config.optimizer), Regularizer(model)
-    )
-    os.makedirs(workdir.checkpoints, exist_ok=True)
-    tf.train.CheckpointManager(checkpoint, workdir.checkpoints, max_to_keep=1).save(0)
-    workdir.write_config(config)  # last, for it makes the directory a run
+    with new_directory(workdir.path) as directory:
+        model = load_checkpoint(path)
+        config = dataclasses.replace(base or _nearest_preset(model), model=model.config)
+        save_weights(model, Workdir(directory))
+        Workdir(directory).write_config(config)
     return model
 
 

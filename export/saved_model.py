@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 
 import keras
 
 from export.signatures import make_sample
+from nvae_tf.files import new_directory
 from nvae_tf.model import NVAE
 
 
@@ -29,14 +28,9 @@ def export_model(model: NVAE, base: str | os.PathLike) -> str:
     archive.track(model)
     sample = make_sample(model)
     archive.add_endpoint("sample", sample)
-    temporary = tempfile.mkdtemp(prefix=".writing-", dir=base)
-    try:
+    version = os.path.join(base, str(next_version(base)))
+    with new_directory(version) as temporary:
         archive.write_out(temporary, verbose=False)
-        version = os.path.join(base, str(next_version(base)))
-        os.chmod(temporary, 0o755)
-        os.rename(temporary, version)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return version
 
 

@@ -1,8 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Files and directories that appear whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
@@ -20,3 +23,25 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike) -> Iterator[str]:
+    """A directory to be filled under a temporary name beside it, and renamed at the end.
+
+    Yields:
+      The temporary directory, which is removed if the scope ends with an error.
+
+    Raises:
+      ValueError: if there is something at the path already, other than an empty directory.
+    """
+    path = os.path.normpath(path)
+    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        raise ValueError(f"{path!r} exists already and is not an empty directory.")
+    temporary = f"{path}.tmp-{os.getpid()}"
+    os.makedirs(temporary)
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

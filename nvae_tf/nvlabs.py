@@ -6,8 +6,10 @@ The file format is described there; this module was written from that descriptio
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -65,6 +67,7 @@ _OPTIONS_OF_LATER_VERSIONS = {
 }
 # Counters and caches that hold nothing of the model.
 _IGNORED_ENDINGS = ("num_batches_tracked", "weight_normalized")
+_PART_VALUES = 2**23  # 32 MB
 
 
 class _Weight(NamedTuple):
@@ -93,8 +96,32 @@ def load_checkpoint(path: str | os.PathLike) -> NVAE:
     """
     checkpoint = _read(path)
     model = NVAE(_model_config(vars(checkpoint["args"])))
-    _assign(model, checkpoint["state_dict"])
+    weights = list(_weights(model))
+    _check_fit(weights, checkpoint["state_dict"], model.config)
+    unplaced = {id(variable) for variable in model.variables}
+    for part in _parts(weights):
+        # The file is mapped, and what was copied of it counts as memory until it is unmapped.
+        del checkpoint
+        checkpoint = _read(path)
+        for weight in part:
+            array = checkpoint["state_dict"][weight.key].numpy()
+            weight.variable.assign(weight.to_ours(array))
+            unplaced.remove(id(weight.variable))
+    assert not unplaced, f"{len(unplaced)} variables have no place in a checkpoint"
     return model
+
+
+def _parts(weights: list[_Weight]) -> Iterator[list[_Weight]]:
+    """The weights in parts of about `_PART_VALUES` values."""
+    part: list[_Weight] = []
+    values = 0
+    for weight in weights:
+        part.append(weight)
+        values += math.prod(weight.shape)
+        if values >= _PART_VALUES:
+            yield part
+            part, values = [], 0
+    yield part
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:
@@ -114,10 +141,11 @@ def _read(path: str | os.PathLike) -> dict[str, Any]:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
-        first_line = str(error).strip().split("\n")[0]
+        # PyTorch goes on with advice to allow the execution of code.
+        first_sentence = re.split(r"\.\s|\n", str(error).strip())[0]
         raise ValueError(
             f"{os.fspath(path)!r} is not a readable checkpoint of tensors and arguments alone "
-            f"({type(error).__name__}: {first_line})."
+            f"({type(error).__name__}: {first_sentence})."
         ) from error
     missing = [key for key in ("state_dict", "args") if key not in dict(checkpoint)]
     if missing:
@@ -142,11 +170,11 @@ def _model_config(args: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**(options | _DATASETS[args["dataset"]]))
 
 
-def _assign(model: NVAE, state: dict[str, Any]) -> None:
-    weights = list(_weights(model))
+def _check_fit(weights: list[_Weight], state: dict[str, Any], config: ModelConfig) -> None:
+    """Raises a ValueError unless the state holds exactly these weights, in their shapes."""
     expected = {weight.key for weight in weights}
     received = {key for key in state if not key.endswith(_IGNORED_ENDINGS)}
-    if model.config.is_vanilla:
+    if config.is_vanilla:
         received.discard("prior_ftr0")  # a model without towers has no use for it
     if expected != received:
         raise ValueError(
@@ -161,11 +189,6 @@ def _assign(model: NVAE, state: dict[str, Any]) -> None:
                 f"{weight.key!r} in the checkpoint: expected the shape {weight.shape}, "
                 f"received {shape}."
             )
-    unplaced = {id(variable) for variable in model.variables}
-    for weight in weights:
-        weight.variable.assign(weight.to_ours(state[weight.key].numpy()))
-        unplaced.remove(id(weight.variable))
-    assert not unplaced, f"{len(unplaced)} variables have no place in a checkpoint"
 
 
 def _weight(key, variable, permutation=None, extra_axes=0) -> _Weight:

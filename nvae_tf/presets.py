@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nvae_tf.config import (
     DataConfig,
     ExperimentConfig,
@@ -9,6 +11,14 @@ from nvae_tf.config import (
     OptimizerConfig,
     TrainConfig,
 )
+
+
+_BINARISED_28X28: dict[str, Any] = {
+    "image_shape": (32, 32, 1),
+    "padding": 2,
+    "likelihood": "bernoulli",
+    "num_x_bits": 1,
+}
 
 
 def _quickstart() -> ExperimentConfig:
@@ -19,10 +29,7 @@ def _quickstart() -> ExperimentConfig:
     """
     return ExperimentConfig(
         model=ModelConfig(
-            image_shape=(32, 32, 1),
-            padding=2,
-            likelihood="bernoulli",
-            num_x_bits=1,
+            **_BINARISED_28X28,
             num_latent_scales=4,
             num_groups_per_scale=3,
             ada_groups=True,
@@ -52,10 +59,7 @@ def _mnist() -> ExperimentConfig:
     """Paper: 78.01 nats, 2 GPUs."""
     return ExperimentConfig(
         model=ModelConfig(
-            image_shape=(32, 32, 1),
-            padding=2,
-            likelihood="bernoulli",
-            num_x_bits=1,
+            **_BINARISED_28X28,
             num_latent_scales=2,
             num_groups_per_scale=10,
             ada_groups=True,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.files import write_atomically
+from nvae_tf.files import new_directory, write_atomically
 from nvae_tf.pictures import encode_png, sheet, to_uint8
 
 
@@ -23,6 +23,20 @@ def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, "three")
     assert os.listdir(tmp_path) == ["a.json"] and path.read_text() == "two"
+
+
+def test_directories_appear_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "below" / "new"
+    with pytest.raises(RuntimeError, match="interrupted"), new_directory(path) as directory:
+        write_atomically(f"{directory}/a.json", "one")
+        raise RuntimeError("interrupted")
+    assert os.listdir(tmp_path / "below") == []
+    with new_directory(path) as directory:
+        write_atomically(f"{directory}/a.json", "one")
+        assert not path.exists()
+    assert os.listdir(tmp_path / "below") == ["new"] and os.listdir(path) == ["a.json"]
+    with pytest.raises(ValueError, match="not an empty directory"), new_directory(path):
+        pass
 
 
 def test_sheet_puts_images_in_rows():

@@ -2,6 +2,8 @@
 
 import argparse
 import builtins
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -269,12 +271,40 @@ def test_an_imported_run_samples_and_trains_on(tmp_path, golden):
     trainer = Trainer(config, make_strategy("auto"), num_images=1000)
     assert Checkpointer(trainer, workdir).restore()
     np.testing.assert_array_equal(trainer.model.stem.kernel, model.stem.kernel)
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="not an empty directory"):
         import_checkpoint(GOLDEN / "nvlabs_mnist_tiny.pt", workdir)
+
+
+@pytest.mark.slow
+def test_a_model_of_the_papers_size_is_imported_in_three_times_its_memory(tmp_path):
+    checkpoint = random_checkpoint(
+        num_latent_scales=1,
+        num_groups_per_scale=30,
+        num_latent_per_group=20,
+        num_channels_enc=128,
+        num_channels_dec=128,
+        num_cell_per_cond_enc=2,
+        num_cell_per_cond_dec=2,
+        num_nf=1,
+    )
+    path = write(tmp_path, checkpoint)
+    assert sum(value.numel() for value in checkpoint["state_dict"].values()) > 130e6
+    program = (
+        "import pathlib, re\n"
+        "from export.import_nvlabs import import_checkpoint\n"
+        "from nvae_tf.workdir import Workdir\n"
+        f"import_checkpoint({str(path)!r}, Workdir({str(tmp_path / 'run')!r}))\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        r"print(re.search(r'VmHWM:\s*(\d+) kB', status)[1])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
+    assert 1024 * int(result.stdout) < 3 * path.stat().st_size
+    head = nvae_tf.load_model(tmp_path / "run").posterior_heads[-1].convolution.bias
+    np.testing.assert_array_equal(head, checkpoint["state_dict"]["enc_sampler.29.bias"])
 
 
 def test_a_refused_import_leaves_nothing_behind(tmp_path):
     path = write(tmp_path, {"state_dict": {}, "args": Hostile()})
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         import_checkpoint(path, Workdir(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -22,6 +22,17 @@ def make_checkpoint(
     )
 
 
+def save_weights(model: NVAE, workdir: Workdir) -> None:
+    """Saves weights alone, as the state before a run's first step."""
+    checkpoint = tf.train.Checkpoint(model=named_variables(model))
+    tf.train.CheckpointManager(checkpoint, workdir.checkpoints, max_to_keep=1).save(0)
+
+
+def _holds_weights_alone(path: str) -> bool:
+    names = [name for name, _ in tf.train.list_variables(path)]
+    return not any(name.startswith("optimizer/") for name in names)
+
+
 class Checkpointer:
     """Saves and restores a trainer's weights, optimiser, step and singular vectors.
 
@@ -39,14 +50,19 @@ class Checkpointer:
     def restore(self) -> bool:
         """Restores the newest checkpoint; returns whether there was one.
 
+        One of weights alone leaves the rest as it is at a run's start.
+
         Raises:
           ValueError: if it does not hold exactly this trainer's state.
         """
         latest = self._workdir.latest_checkpoint()
         if latest is None:
             return False
+        checkpoint = self._checkpoint
+        if _holds_weights_alone(latest):
+            checkpoint = tf.train.Checkpoint(model=named_variables(self._trainer.model))
         try:
-            self._checkpoint.restore(latest).assert_consumed()
+            checkpoint.restore(latest).assert_consumed()
         except AssertionError as error:
             raise ValueError(f"The checkpoint {latest!r} does not fit this run: {error}") from error
         return True
