@@ -1,0 +1,77 @@
+"""What the benchmarks measure, and how: every measurement in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nvae_tf import ExperimentConfig, ModelConfig, presets
+
+_SMALL: dict[str, Any] = {
+    "num_cell_per_cond_enc": 1,
+    "num_cell_per_cond_dec": 1,
+    "num_preprocess_cells": 2,
+    "num_postprocess_cells": 2,
+}
+
+
+def configurations() -> dict[str, ExperimentConfig]:
+    """The three workloads by name: the paper's MNIST preset, and two small models."""
+    mnist = presets.get("mnist")
+    mnist_small = {
+        "model.num_latent_scales": 2,
+        "model.num_groups_per_scale": 4,
+        "model.min_groups_per_scale": 2,
+        "model.num_latent_per_group": 8,
+        "model.num_channels_enc": 16,
+        "model.num_channels_dec": 16,
+        "train.global_batch_size": 32,
+        **{f"model.{name}": value for name, value in _SMALL.items()},
+    }
+    cifar10_small = ModelConfig(
+        num_groups_per_scale=8,
+        num_channels_enc=32,
+        num_channels_dec=32,
+        num_nf=1,
+        **_SMALL,
+    )
+    return {
+        "mnist": mnist.override({"train.global_batch_size": 8}),
+        "mnist_small": mnist.override(mnist_small),
+        "cifar10_small": ExperimentConfig(model=cifar10_small).override(
+            {"train.global_batch_size": 8}
+        ),
+    }
+
+
+def random_pictures(config: ExperimentConfig, count: int = 1000) -> np.ndarray:
+    """Noise (count, h, w, C) uint8: what the pixels are makes no difference to the time."""
+    random = np.random.default_rng(0)
+    return random.integers(256, size=(count, *config.model.content_shape), dtype=np.uint8)
+
+
+def in_fresh_process(function: Callable, *args: Any) -> Any:
+    """What a function of a module returns, called in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def peak_resident_gigabytes() -> float:
+    """The most memory that this process has held so far, in 10^9 bytes (Linux)."""
+    status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
+    match = re.search(r"VmHWM:\s*(\d+) kB", status)
+    assert match, "no VmHWM in /proc/self/status"
+    return 1024 * int(match[1]) / 1e9
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a Markdown table with the columns aligned."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    rule = [width * "-" for width in widths]
+    for row in (header, rule, *rows):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |")
