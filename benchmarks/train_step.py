@@ -21,8 +21,9 @@ from benchmarks.workloads import (
 )
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import training_batches
-from trainers.loop import Trainer, make_strategy
+from trainers.loop import Trainer
 from trainers.programs import use_devices
+from trainers.strategies import make_strategy
 
 _WORKLOADS = flags.DEFINE_list("workloads", list(configurations()), "Which ones to measure.")
 _STEPS = flags.DEFINE_integer("steps", 15, "Steps whose median counts.", lower_bound=1)
@@ -46,12 +47,12 @@ def measure(config: ExperimentConfig, steps: int) -> Measurement:
     start = time.perf_counter()
     trainer = Trainer(config, make_strategy(config.train.strategy), len(images))
     iterator = iter(trainer.distribute(training_batches(images, config)))
-    float(trainer.step(next(iterator)).loss)
+    float(trainer.step(iterator).loss)
     first_step = time.perf_counter() - start
     seconds = []
     for i in range(steps + 3):
         start = time.perf_counter()
-        float(trainer.step(next(iterator)).loss)
+        float(trainer.step(iterator).loss)
         if i >= 3:
             seconds.append(time.perf_counter() - start)
     memory = peak_resident_gigabytes()

@@ -16,7 +16,8 @@ from typing import Any
 from nvae_tf.architectures import ARCHITECTURES, parse_operation
 
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
-STRATEGIES = ("auto", "one_device", "mirrored")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -261,10 +262,12 @@ class OptimizerConfig:
     beta_1: float = 0.9
     beta_2: float = 0.999
     epsilon: float = 1e-3
+    clip_norm: float = 0.0  # largest norm of all gradients together; 0: no limit
+    ema_decay: float = 0.0  # of a moving average of the weights, for evaluation; 0: none
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check_at_least(self, 0, "learning_rate_min", "warmup_epochs", "weight_decay")
+        _check_at_least(self, 0, "learning_rate_min", "warmup_epochs", "weight_decay", "clip_norm")
         _require(
             self.learning_rate > 0 and self.epsilon > 0,
             "OptimizerConfig.learning_rate and epsilon must be positive, received "
@@ -275,7 +278,7 @@ class OptimizerConfig:
             "OptimizerConfig.learning_rate_min must not exceed learning_rate, received "
             f"{self.learning_rate_min} and {self.learning_rate}.",
         )
-        for name in ("beta_1", "beta_2"):
+        for name in ("beta_1", "beta_2", "ema_decay"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"OptimizerConfig.{name} must be in [0, 1), received {value}.")
 
@@ -286,7 +289,8 @@ class TrainConfig:
 
     epochs: int = 400
     steps: int = 0  # optimiser steps of the whole run; 0: as many as `epochs` make
-    global_batch_size: int = 32  # over all replicas
+    global_batch_size: int = 32  # over all replicas and accumulation steps
+    accumulation_steps: int = 1  # parts of a batch, computed one after the other
     kl_anneal_portion: float = 0.3  # of all steps, in which beta rises to 1
     kl_const_portion: float = 1e-4  # of all steps, in which beta stays at its minimum
     weight_decay_norm: float = 1e-2  # lambda of the spectral and batch-norm regularisation
@@ -295,15 +299,26 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps
     log_every: int = 100  # steps between scalar summaries
     image_every: int = 1000  # steps between reconstructions, samples and validation
+    keep_checkpoints: int = 3  # the newest; the best is kept besides
+    skip_gradient_norm: float = 0.0  # times the running norm: larger gradients are not applied
+    max_rollbacks: int = 3  # to the last checkpoint, after the loss stopped being finite
+    precision: str = "float32"
+    recompute: bool = False  # cells a second time on the way back, instead of keeping activations
     seed: int = 0
     strategy: str = "auto"
 
     def __post_init__(self) -> None:
         _check_types(self)
         _check_choice(self, "strategy", STRATEGIES)
+        _check_choice(self, "precision", PRECISIONS)
         _check_at_least(self, 0, "steps", "kl_const_portion", "weight_decay_norm", "seed")
-        _check_at_least(
-            self, 1, "epochs", "global_batch_size", "checkpoint_every", "log_every", "image_every"
+        _check_at_least(self, 0, "max_rollbacks")
+        _check_at_least(self, 1, "epochs", "global_batch_size", "accumulation_steps")
+        _check_at_least(self, 1, "checkpoint_every", "keep_checkpoints", "log_every", "image_every")
+        _require(
+            self.skip_gradient_norm == 0 or self.skip_gradient_norm > 1,
+            "TrainConfig.skip_gradient_norm is a multiple of the running norm: it must be above 1, "
+            f"or 0 for no limit; received {self.skip_gradient_norm}.",
         )
         _require(
             0 < self.kl_anneal_portion <= 1,

@@ -46,6 +46,11 @@ class _Group(NamedTuple):
     log_p: tf.Tensor  # [B]
 
 
+def _batch_size(x: tf.Tensor) -> int | tf.Tensor:
+    """A number where it is known: then no operation has to find it out."""
+    return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+
+
 def _create_unnamed(next_creator: Callable, **kwargs) -> tf.Variable:
     """Creates a variable whose name in TensorFlow says nothing; Keras still knows its path.
 
@@ -348,7 +353,7 @@ class NVAE(keras.Model):
         training: bool = False,
     ) -> InferenceOutput:
         """`infer`, from what `bottom_up` made of the images."""
-        batch = tf.shape(features[0])[0]
+        batch = _batch_size(features[0])
         noise = self._checked_noise(noise, batch)
         groups: list[_Group] = []
 

@@ -1,9 +1,7 @@
 """AdaMax as the paper's models were trained with, and the learning-rate schedule (SPEC section 6).
 
 It differs from `keras.optimizers.Adamax` in where epsilon stands (inside the maximum) and in the
-weight decay (L2, in the gradient). It also treats all variables of one shape in one operation:
-a deep NVAE has over a thousand variables in a few dozen shapes, and one update each makes up most
-of the time that tracing takes.
+weight decay (L2, in the gradient).
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import keras
 import tensorflow as tf
 
 from nvae_tf.config import OptimizerConfig
@@ -27,6 +24,9 @@ class AdaMax(tf.Module):
     w ← w − learning_rate / (1 − β₁ᵗ) · m / u
     ```
 
+    TensorFlow's kernel, which needs no temporary tensors, has ε outside of the maximum. It is given
+    u − ε instead: max(β₂ (u − c − ε), |g|) + ε is the u above for c = ε (1 − β₂) / β₂.
+
     Create it under the strategy's scope; call `apply` outside of replicas, with gradients that are
     already summed over them.
 
@@ -35,52 +35,62 @@ class AdaMax(tf.Module):
       config: betas, epsilon and weight decay.
     """
 
-    def __init__(self, variables: Sequence[keras.Variable], config: OptimizerConfig):
+    def __init__(self, variables: Sequence[tf.Variable], config: OptimizerConfig):
         super().__init__(name="adamax")
         self._config = config
         self._variables = list(variables)
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, variable in enumerate(self._variables):
-            groups.setdefault(tuple(variable.shape), []).append(index)
-        self._groups = list(groups.values())
         self.iterations = tf.Variable(0, dtype=tf.int64, trainable=False, name="iterations")
-        slots = [
-            [
-                tf.Variable(tf.zeros([len(indices), *shape]), trainable=False, name=slot)
-                for shape, indices in groups.items()
-            ]
-            for slot in ("momentum", "infinity_norm")
-        ]
-        self.momentum, self.infinity_norm = slots
+        self.momentum = [self._slot(variable) for variable in self._variables]
+        self.infinity_norm = [self._slot(variable) for variable in self._variables]  # less ε
 
-    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: float | tf.Tensor) -> None:
+    @staticmethod
+    def _slot(variable: tf.Variable) -> tf.Variable:
+        return tf.Variable(tf.zeros(variable.shape), trainable=False, name="slot")
+
+    def apply(
+        self,
+        gradients: Sequence[tf.Tensor],
+        learning_rate: float | tf.Tensor,
+        multiplier: tf.Tensor | None = None,
+    ) -> None:
         """One step.
 
         Args:
-          gradients: one per variable, of its shape.
+          gradients: one per variable, of its shape; under a strategy, one for every replica.
           learning_rate: scalar.
+          multiplier: of the gradients, scalar; None for 1.
 
         Raises:
-          ValueError: if a gradient is None, or there are too few or too many.
+          ValueError: if there are too few gradients or too many.
         """
         if len(gradients) != len(self._variables):
             raise ValueError(
                 f"Expected {len(self._variables)} gradients, received {len(gradients)}."
             )
-        for variable, gradient in zip(self._variables, gradients):
-            if gradient is None:
-                raise ValueError(f"The loss does not depend on {variable.path!r}: no gradient.")
         config = self._config
-        step = tf.cast(self.iterations.assign_add(1), tf.float32)
-        rate = learning_rate / (1 - tf.pow(config.beta_1, step))
-        for indices, momentum, norm in zip(self._groups, self.momentum, self.infinity_norm):
-            weights = tf.stack([tf.convert_to_tensor(self._variables[i]) for i in indices])
-            gradient = tf.stack([gradients[i] for i in indices]) + config.weight_decay * weights
-            m = momentum.assign(config.beta_1 * momentum + (1 - config.beta_1) * gradient)
-            u = norm.assign(tf.maximum(config.beta_2 * norm, tf.abs(gradient) + config.epsilon))
-            updated = weights - rate * tf.convert_to_tensor(m) / tf.convert_to_tensor(u)
-            for index, value in zip(indices, tf.unstack(updated)):
-                self._variables[index].assign(value)
+        decay = tf.pow(config.beta_1, tf.cast(self.iterations.assign_add(1), tf.float32))
+        shift = config.epsilon * (1 - config.beta_2) / config.beta_2
+
+        def update(variable, momentum, norm, gradient):
+            if multiplier is not None:
+                gradient *= multiplier
+            norm.assign(norm - shift)
+            tf.raw_ops.ResourceApplyAdaMax(
+                var=variable.handle,
+                m=momentum.handle,
+                v=norm.handle,
+                beta1_power=decay,
+                lr=tf.cast(learning_rate, tf.float32),
+                beta1=config.beta_1,
+                beta2=config.beta_2,
+                epsilon=config.epsilon,
+                grad=gradient + config.weight_decay * variable,
+            )
+
+        extended = tf.distribute.get_strategy().extended
+        slots = zip(self._variables, self.momentum, self.infinity_norm, gradients)
+        for variable, momentum, norm, gradient in slots:
+            extended.update(variable, update, args=(momentum, norm, gradient))
 
 
 def learning_rate_at(

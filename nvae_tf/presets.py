@@ -12,7 +12,6 @@ from nvae_tf.config import (
     TrainConfig,
 )
 
-
 _BINARISED_28X28: dict[str, Any] = {
     "image_shape": (32, 32, 1),
     "padding": 2,

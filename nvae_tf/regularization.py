@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers.convolution import KernelBank
 from nvae_tf.model import NVAE
+from nvae_tf.stacks import StackFunction, stack_variables
 
 _ITERATIONS = 4
 _FIRST_ITERATIONS = 40
@@ -48,60 +50,65 @@ class Regularizer(tf.Module):
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
-    def spectral(self, stacks: Sequence[tf.Tensor], update: bool = True) -> tf.Tensor:
+    def variable_groups(self) -> list[list[keras.Variable]]:
+        """The variables that kernels and `batch_norm` need stacked."""
+        return self.kernels.variable_groups() + self._scales
+
+    def spectral(self, stacks: Sequence[tf.Tensor], iterate: bool | tf.Tensor = True) -> tf.Tensor:
         """Sum of the largest singular values (scalar).
 
         Args:
-          stacks: what `self.kernels.use()` yields.
-          update: whether to iterate (4 times; 40 on the first call) and keep the vectors; without,
+          stacks: what `self.kernels.compute()` returned.
+          iterate: whether to iterate (4 times; 40 on the first call) and keep the vectors; without,
             the value is that of the vectors as they are.
         """
-        count = tf.where(self.started > 0, _ITERATIONS, _FIRST_ITERATIONS) if update else 0
+        count = tf.where(self.started > 0, _ITERATIONS, _FIRST_ITERATIONS)
+        count = tf.where(iterate, count, 0)
         total = tf.constant(0.0)
         for variable, stack in zip(self.vectors, stacks):
             matrices = tf.reshape(stack, [stack.shape[0], -1, stack.shape[-1]])
-            left, right = _power_iteration(tf.stop_gradient(matrices), variable, count)
-            if update:
-                variable.assign(right)
-            total += tf.reduce_sum(left * tf.linalg.matvec(matrices, right))
-        if update:
-            self.started.assign(1.0)
+            right = _power_iteration(matrices, tf.convert_to_tensor(variable), count)
+            variable.assign(right)
+            total += tf.reduce_sum(_singular_values(matrices, right))
+        self.started.assign(1.0)
         return total
 
-    def batch_norm(self) -> tf.Tensor:
+    def batch_norm(self, stack: StackFunction = stack_variables) -> tf.Tensor:
         """Sum over the batch normalisations of the largest |gamma| (scalar)."""
         return tf.add_n(
-            [
-                tf.reduce_sum(
-                    tf.reduce_max(tf.abs(tf.stack([tf.convert_to_tensor(g) for g in group])), 1)
-                )
-                for group in self._scales
-            ]
+            [tf.reduce_sum(tf.reduce_max(tf.abs(stack(group)), axis=1)) for group in self._scales]
             or [tf.constant(0.0)]
         )
 
 
-def _by_width(variables: Sequence) -> list[list]:
+def _by_width(variables: Sequence[keras.Variable]) -> list[list[keras.Variable]]:
     groups: dict[int, list] = {}
     for variable in variables:
         groups.setdefault(int(variable.shape[0]), []).append(variable)
     return list(groups.values())
 
 
-def _power_iteration(
-    matrices: tf.Tensor, right: tf.Tensor, count: int | tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Singular vectors of (n, a, b) matrices: left (n, a) and right (n, b), without gradient."""
-
-    def to_left(right):
-        return _unit(tf.linalg.matvec(matrices, right))
+def _power_iteration(matrices: tf.Tensor, right: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Right singular vectors (n, b) of matrices (n, a, b), without gradient."""
+    matrices = tf.stop_gradient(matrices)
 
     def step(i, right):
-        return i + 1, _unit(tf.linalg.matvec(matrices, to_left(right), transpose_a=True))
+        left = _unit(tf.linalg.matvec(matrices, right))
+        return i + 1, _unit(tf.linalg.matvec(matrices, left, transpose_a=True))
 
-    right = tf.convert_to_tensor(right)
-    _, right = tf.while_loop(lambda i, _: i < count, step, (0, right))
-    return tf.stop_gradient(to_left(right)), tf.stop_gradient(right)
+    return tf.stop_gradient(tf.while_loop(lambda i, _: i < count, step, (0, right))[1])
+
+
+@tf.custom_gradient
+def _singular_values(matrices: tf.Tensor, right: tf.Tensor):
+    """|M v| (n,) of matrices (n, a, b) and their right singular vectors v (n, b), kept fixed."""
+    product = tf.linalg.matvec(matrices, right)
+
+    def gradient(d_values):
+        left = _unit(product) * d_values[:, None]
+        return left[:, :, None] * right[:, None, :], None
+
+    return tf.norm(product, axis=1), gradient
 
 
 def _unit(vectors: tf.Tensor) -> tf.Tensor:

@@ -11,6 +11,9 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import write_atomically
 from nvae_tf.model import NVAE
+from nvae_tf.regularization import Regularizer
+from nvae_tf.stacks import VariableStacks
+from nvae_tf.weight_average import WeightAverage
 
 _CONFIG = "config.json"
 # What may change from one start of a run to the next: how long it goes on, what it writes, where.
@@ -21,6 +24,9 @@ _CHANGEABLE = (
     "train.checkpoint_every",
     "train.log_every",
     "train.image_every",
+    "train.keep_checkpoints",
+    "train.max_rollbacks",
+    "train.recompute",
     "train.strategy",
 )
 
@@ -42,6 +48,11 @@ class Workdir:
     def checkpoints(self) -> str:
         """Directory of the checkpoints."""
         return self / "checkpoints"
+
+    @property
+    def best_checkpoints(self) -> str:
+        """Directory of the checkpoint with the lowest validation -ELBO."""
+        return os.path.join(self.checkpoints, "best")
 
     @property
     def tensorboard(self) -> str:
@@ -126,22 +137,45 @@ def named_variables(model: NVAE) -> dict[str, tf.Variable]:
     return {variable.path: variable for variable in model.variables}
 
 
-def load_model(workdir: str | os.PathLike) -> NVAE:
-    """The model of a run, with the weights of its newest checkpoint.
+def load_model(workdir: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
+    """The model of a run, in float32, with the weights of a checkpoint.
+
+    They are the moving average of the weights, if the run keeps one.
+
+    Args:
+      workdir: of the run.
+      checkpoint: `"latest"`, or `"best"` for the one with the lowest validation -ELBO.
 
     Raises:
-      FileNotFoundError: if no run was started there, or it has no checkpoint yet.
-      ValueError: if configuration or checkpoint do not fit this version.
+      FileNotFoundError: if no run was started there, or it has no such checkpoint yet.
+      ValueError: if configuration or checkpoint do not fit this version, or for another word.
     """
     directory = Workdir(workdir)
+    if checkpoint not in ("latest", "best"):
+        raise ValueError(f"checkpoint must be latest or best, received {checkpoint!r}.")
     config = directory.read_config()
-    latest = directory.latest_checkpoint()
-    if latest is None:
-        raise FileNotFoundError(f"The run in {directory.path!r} has no checkpoint yet.")
+    path = directory.latest_checkpoint()
+    if checkpoint == "best":
+        path = tf.train.latest_checkpoint(directory.best_checkpoints)
+    if path is None:
+        raise FileNotFoundError(
+            f"The run in {directory.path!r} has no {checkpoint} checkpoint yet."
+        )
     model = NVAE(config.model)
-    status = tf.train.Checkpoint(model=named_variables(model)).restore(latest)
+    parts: dict[str, Any] = {"model": named_variables(model)}
+    average = None
+    if config.optimizer.ema_decay and _holds_average(path):
+        stacks = VariableStacks(model.trainable_variables, Regularizer(model).variable_groups())
+        average = parts["average"] = WeightAverage(stacks, config.optimizer.ema_decay)
+    status = tf.train.Checkpoint(**parts).restore(path)
     try:
         status.assert_existing_objects_matched().expect_partial()
     except AssertionError as error:
-        raise ValueError(f"The checkpoint {latest!r} does not hold this model: {error}") from error
+        raise ValueError(f"The checkpoint {path!r} does not hold this model: {error}") from error
+    if average:
+        average.store()
     return model
+
+
+def _holds_average(path: str) -> bool:
+    return any(name.startswith("average/") for name, _ in tf.train.list_variables(path))

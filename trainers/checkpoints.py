@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import glob
+import math
+import os
+import shutil
+
 import tensorflow as tf
 
 from nvae_tf.model import NVAE
-from nvae_tf.optimizer import AdaMax
-from nvae_tf.regularization import Regularizer
 from nvae_tf.workdir import Workdir, named_variables
 from trainers.loop import Trainer
 
-_KEPT = 3
-
-
-def make_checkpoint(
-    model: NVAE, optimizer: AdaMax, regularizer: Regularizer
-) -> tf.train.Checkpoint:
-    """All that a run's future depends on; data and noise are functions of the optimiser's step."""
-    return tf.train.Checkpoint(
-        model=named_variables(model), optimizer=optimizer, regularizer=regularizer
-    )
+# What TensorFlow leaves behind when it is killed while it saves.
+_LEFTOVERS = ("*_temp", "*.tempstate*", "checkpoint.tmp*")
 
 
 def save_weights(model: NVAE, workdir: Workdir) -> None:
@@ -34,7 +29,14 @@ def _holds_weights_alone(path: str) -> bool:
 
 
 class Checkpointer:
-    """Saves and restores a trainer's weights, optimiser, step and singular vectors.
+    """Saves and restores all that a run's future depends on.
+
+    That is weights, moving averages, optimiser, singular vectors, loss scale and other counts of
+    the guard, the average of the weights, and the number of steps done. Data and noise are
+    functions of that number, so neither has a state of its own.
+
+    A checkpoint is written under temporary names, and then renamed; a run that is killed meanwhile
+    goes on from the one before.
 
     Args:
       trainer: built.
@@ -42,10 +44,21 @@ class Checkpointer:
     """
 
     def __init__(self, trainer: Trainer, workdir: Workdir):
-        self._checkpoint = make_checkpoint(trainer.model, trainer.optimizer, trainer.regularizer)
+        self._best = tf.Variable(math.inf, trainable=False)  # -ELBO of the best checkpoint, nats
+        parts = {
+            "model": named_variables(trainer.model),
+            "optimizer": trainer.optimizer,
+            "regularizer": trainer.regularizer,
+            "guard": trainer.guard,
+            "step": trainer.steps_done,
+            "best": self._best,
+        }
+        if trainer.average:
+            parts["average"] = trainer.average
+        self._checkpoint = tf.train.Checkpoint(**parts)
         self._trainer = trainer
         self._workdir = workdir
-        self._manager: tf.train.CheckpointManager | None = None
+        self._managers: dict[str, tf.train.CheckpointManager] = {}
 
     def restore(self) -> bool:
         """Restores the newest checkpoint; returns whether there was one.
@@ -58,20 +71,44 @@ class Checkpointer:
         latest = self._workdir.latest_checkpoint()
         if latest is None:
             return False
+        trainer = self._trainer
+        weights_alone = _holds_weights_alone(latest)
         checkpoint = self._checkpoint
-        if _holds_weights_alone(latest):
-            checkpoint = tf.train.Checkpoint(model=named_variables(self._trainer.model))
+        if weights_alone:
+            checkpoint = tf.train.Checkpoint(model=named_variables(trainer.model))
         try:
             checkpoint.restore(latest).assert_consumed()
         except AssertionError as error:
             raise ValueError(f"The checkpoint {latest!r} does not fit this run: {error}") from error
+        if weights_alone:
+            trainer.load()
+        else:
+            trainer.weights.load()
+            trainer.moving_averages.load()
         return True
 
     def save(self) -> None:
-        """Saves the state after the step that the optimiser has reached."""
-        if self._manager is None:
-            self._manager = tf.train.CheckpointManager(
-                self._checkpoint, self._workdir.checkpoints, max_to_keep=_KEPT
+        """Saves the state after the steps done; the newest ones are kept."""
+        self._save(self._workdir.checkpoints, self._trainer.config.train.keep_checkpoints)
+
+    def save_if_best(self, negative_elbo: float) -> None:
+        """Keeps the state after the steps done as the best one, if no other had a lower -ELBO."""
+        if negative_elbo < float(self._best.numpy()):
+            self._best.assign(negative_elbo)
+            self._save(self._workdir.best_checkpoints, 1)
+
+    def _save(self, directory: str, kept: int) -> None:
+        if directory not in self._managers:
+            self._managers[directory] = tf.train.CheckpointManager(
+                self._checkpoint, directory, max_to_keep=kept
             )
-        step = int(self._trainer.optimizer.iterations.numpy())
-        self._manager.save(checkpoint_number=step)
+        self._trainer.store()
+        step = int(self._trainer.steps_done.numpy())
+        self._managers[directory].save(checkpoint_number=step)
+
+    def clear_leftovers(self) -> None:
+        """Removes what a save that was killed left behind."""
+        for directory in (self._workdir.checkpoints, self._workdir.best_checkpoints):
+            for pattern in _LEFTOVERS:
+                for path in glob.glob(os.path.join(glob.escape(directory), pattern)):
+                    shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)

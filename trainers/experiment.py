@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
 from nvae_tf.config import ExperimentConfig
@@ -15,7 +16,11 @@ from nvae_tf.evaluation import LikelihoodEvaluator, LikelihoodResult
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.workdir import Workdir
 from trainers.checkpoints import Checkpointer
-from trainers.loop import StepMetrics, Trainer, make_strategy, run_steps, trace_step
+from trainers.diagnosis import first_non_finite
+from trainers.loop import DivergedError, StepMetrics, Trainer, has_diverged
+from trainers.memory import expected_memory
+from trainers.signals import StopRequest
+from trainers.strategies import is_chief, make_strategy
 from trainers.summaries import Summaries
 
 _VALIDATION_IMAGES = 1000  # at most, during training
@@ -26,56 +31,190 @@ _EXAMPLES = 16  # held-out images whose reconstructions are shown
 def train(config: ExperimentConfig, workdir: Workdir) -> None:
     """Trains until the run's last step, or goes on from where it stopped.
 
+    SIGTERM or Ctrl-C ends it after the current step, with a checkpoint.
+
     Raises:
       ValueError: if the workdir holds another run, or the images do not fit; nothing is created.
-      DivergedError: if the loss is not finite any more.
+      DivergedError: if the loss is not finite any more, and going back did not help.
     """
     workdir.check_config(config)
     strategy = make_strategy(config.train.strategy)
     images = load_images(config.data, config.model, config.data.train_split)
     test_images = load_images(config.data, config.model, config.data.test_split)
-
-    start = time.perf_counter()
-    trainer = Trainer(config, strategy, len(images))
-    model, total = trainer.model, trainer.total_steps
-    print(
-        f"{model.num_trainable_parameters:,} parameters in {config.model.num_groups} groups, built "
-        f"in {time.perf_counter() - start:.1f} s; {len(images):,} training images, "
-        f"{strategy.num_replicas_in_sync} replica(s).",
-        flush=True,
-    )
-    checkpointer = Checkpointer(trainer, workdir)
-    restored = checkpointer.restore()
-    step = int(trainer.optimizer.iterations.numpy())
-    if step >= total and workdir.evaluated_step() == step:
-        print(
-            f"The run in {workdir.path!r} is complete: {step} of {total} steps. "
-            "To go on, ask for more with --config.train.steps."
-        )
+    run = _Run(config, workdir, strategy, images, test_images)
+    if not run.start():
         return
-    if restored:
-        print(f"Resuming after step {step} of {total}.", flush=True)
-    workdir.write_config(config)
-
-    dataset = training_batches(images, config, start=step)
-    if not restored:
-        model.initialize_from_batch(next(iter(dataset)), (config.train.seed, 0))
-    batches = trainer.distribute(dataset)
-    print(f"Step traced in {trace_step(trainer, batches):.1f} s.", flush=True)
-    progress = _Progress(trainer, checkpointer, workdir, test_images)
     try:
-        run_steps(trainer, batches, progress.after_step)
-        progress.finish()
+        with StopRequest() as stop:
+            while True:
+                try:
+                    stopped = run.go_on(stop)
+                    break
+                except DivergedError as error:
+                    run.roll_back(error)
+        if stopped:
+            run.say(f"Stopped after step {run.step}. The same command goes on from there.")
+        else:
+            run.finish()
     finally:
-        progress.close()
+        run.close()
+
+
+class _Run:
+    """A trainer with what feeds, watches and saves it.
+
+    Only the chief of several workers prints and writes.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      strategy: where to compute.
+      images: (N, h, w, C) uint8, to train on.
+      test_images: (M, h, w, C) uint8, held out.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        workdir: Workdir,
+        strategy: tf.distribute.Strategy,
+        images: np.ndarray,
+        test_images: np.ndarray,
+    ):
+        self._config = config
+        self._workdir = workdir
+        self._images = images
+        self._chief = is_chief(strategy)
+        start = time.perf_counter()
+        self._trainer = Trainer(config, strategy, len(images))
+        self._checkpointer = Checkpointer(self._trainer, workdir)
+        model = self._trainer.model
+        self.say(
+            f"{model.num_trainable_parameters:,} parameters in {config.model.num_groups} groups, "
+            f"built in {time.perf_counter() - start:.1f} s; {len(images):,} training images, "
+            f"{strategy.num_replicas_in_sync} replica(s)."
+        )
+        self._test_images = test_images
+        self._progress: _Progress | None = None
+        self._rollbacks_since_checkpoint = 0
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self._trainer.steps_done.numpy())
+
+    def say(self, text: str) -> None:
+        """Prints, on the chief."""
+        if self._chief:
+            print(text, flush=True)
+
+    def start(self) -> bool:
+        """Restores or initialises; returns whether there is anything left to do."""
+        trainer = self._trainer
+        restored = self._checkpointer.restore()
+        total = trainer.total_steps
+        if self.step >= total and self._workdir.evaluated_step() == self.step:
+            self.say(
+                f"The run in {self._workdir.path!r} is complete: {self.step} of {total} steps. "
+                "To go on, ask for more with --config.train.steps."
+            )
+            return False
+        if self._chief:
+            self._workdir.write_config(self._config)
+            self._checkpointer.clear_leftovers()
+        if restored:
+            self.say(f"Resuming after step {self.step} of {total}.")
+        else:
+            trainer.initialize_from_batch(next(iter(self._dataset())))
+            self._save()  # so that there is always something to go back to
+        batches = trainer.distribute(self._dataset())
+        seconds = trainer.trace(batches)
+        self.say(
+            f"Step traced in {seconds:.1f} s; expected memory "
+            f"{expected_memory(trainer, batches) / 1e9:.2f} GB per replica, with "
+            f"{trainer.state_bytes / 1e9:.2f} GB of weights and optimiser."
+        )
+        if self._chief:
+            self._progress = _Progress(trainer, self._workdir, self._test_images)
+        return True
+
+    def _dataset(self) -> tf.data.Dataset:
+        return training_batches(self._images, self._config, start=self.step)
+
+    def go_on(self, stop: StopRequest) -> bool:
+        """Trains to the last step; returns whether it was stopped before.
+
+        Raises:
+          DivergedError: after several steps in a row that were not finite.
+        """
+        trainer, train = self._trainer, self._config.train
+        batches = iter(trainer.distribute(self._dataset()))
+        for step in range(self.step + 1, trainer.total_steps + 1):
+            metrics = trainer.step(batches, stop=stop.name is not None)
+            if has_diverged(metrics):
+                raise DivergedError(f"Loss or gradient was not finite up to step {step}")
+            if self._progress:
+                self._progress.after_step(step, metrics)
+            last = step == trainer.total_steps
+            stopped = bool(metrics.stop) and not last
+            good = metrics.not_finite_in_a_row == 0
+            if stopped or last or (step % train.checkpoint_every == 0 and good):
+                self._save()
+                self._rollbacks_since_checkpoint = 0
+            if step % train.image_every == 0 and not last and self._progress:
+                negative_elbo = self._progress.validate(step)
+                self._checkpointer.save_if_best(negative_elbo)
+            if stopped:
+                return True
+        return False
+
+    def _save(self) -> None:
+        if self._chief:
+            self._checkpointer.save()
+
+    def roll_back(self, error: DivergedError) -> None:
+        """Goes back to the last checkpoint, with half the learning rate.
+
+        Raises:
+          DivergedError: if that was done too often, with the advice of what to try.
+        """
+        trainer = self._trainer
+        batch = next(iter(self._dataset()))
+        culprit = first_non_finite(trainer, batch)
+        rollbacks = int(trainer.guard.rollbacks.numpy()) + 1
+        if rollbacks > self._config.train.max_rollbacks:
+            raise DivergedError(
+                f"{error}; first {culprit}. {rollbacks - 1} rollback(s) did not help. The last "
+                "checkpoint is intact; try a lower optimizer.learning_rate, a larger "
+                "train.weight_decay_norm, optimizer.clip_norm, train.skip_gradient_norm, or "
+                "train.precision=float32."
+            ) from error
+        self._checkpointer.restore()
+        trainer.guard.note_rollback(rollbacks)
+        factor = float(trainer.guard.learning_rate_factor.numpy())
+        self.say(
+            f"{error}; first {culprit}. Back to step {self.step}, with {factor:g} times the "
+            f"learning rate (rollback {rollbacks} of {self._config.train.max_rollbacks})."
+        )
+        if self._progress:
+            self._progress.go_back_to(self.step)
+
+    def finish(self) -> None:
+        """Evaluates the finished model on all test images, prints and writes the result."""
+        if self._progress:
+            self._progress.finish()
+
+    def close(self) -> None:
+        """Ends bar and event files; may be called again."""
+        if self._progress:
+            self._progress.close()
 
 
 class _Progress:
-    """What a run shows and saves on its way.
+    """What a run shows on its way.
 
     Args:
       trainer: whose steps are reported.
-      checkpointer: of the trainer.
       workdir: where summaries and the evaluation go.
       test_images: (N, h, w, C) uint8, held out.
     """
@@ -83,19 +222,17 @@ class _Progress:
     def __init__(
         self,
         trainer: Trainer,
-        checkpointer: Checkpointer,
         workdir: Workdir,
         test_images: np.ndarray,
     ):
         config = trainer.config
         self._trainer = trainer
-        self._checkpointer = checkpointer
         self._workdir = workdir
         self._test_images = test_images
         self._evaluator = LikelihoodEvaluator(trainer.model)
         examples = evaluation_batches(test_images[:_EXAMPLES], config.model, _EXAMPLES)
         self._summaries = Summaries(workdir, trainer.model, next(iter(examples)))
-        step = int(trainer.optimizer.iterations.numpy())
+        step = int(trainer.steps_done.numpy())
         self._bar = tqdm(
             total=trainer.total_steps,
             initial=step,
@@ -108,15 +245,15 @@ class _Progress:
     def after_step(self, step: int, metrics: StepMetrics) -> None:
         """To be called after every step, with its number from 1."""
         train = self._trainer.config.train
-        last = step == self._trainer.total_steps
         self._bar.update()
-        if step % train.log_every == 0 or last:
+        if step % train.log_every == 0 or step == self._trainer.total_steps:
             self._report(step, metrics)
-        if step % train.checkpoint_every == 0 or last:
-            self._checkpointer.save()
-        if step % train.image_every == 0 and not last:  # the last step gets the full evaluation
-            self._validate(step)
-            self._since = step, time.perf_counter()
+
+    def go_back_to(self, step: int) -> None:
+        """To be called after a rollback, with the steps done."""
+        self._bar.reset(total=self._trainer.total_steps)
+        self._bar.update(step)
+        self._since = step, time.perf_counter()
 
     def _report(self, step: int, metrics: StepMetrics) -> None:
         now = time.perf_counter()
@@ -132,7 +269,8 @@ class _Progress:
         )
         self._summaries.log_step(step, metrics, rate)
 
-    def _validate(self, step: int) -> None:
+    def validate(self, step: int) -> float:
+        """Evaluates some held-out images and shows pictures; returns the -ELBO in nats."""
         result = self._evaluate(self._test_images[:_VALIDATION_IMAGES], step)
         self._summaries.flush()
         self._bar.write(
@@ -140,8 +278,11 @@ class _Progress:
             f"{result.negative_elbo_bits_per_dim:.4f} bits/dim",
             file=sys.stderr,
         )
+        self._since = step, time.perf_counter()
+        return result.negative_elbo
 
     def _evaluate(self, images: np.ndarray, step: int) -> LikelihoodResult:
+        self._trainer.store_average()
         batches = evaluation_batches(images, self._trainer.config.model, _EVALUATION_BATCH)
         result = self._evaluator.evaluate(batches)
         self._summaries.log_validation(step, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from nvae_tf.layers.convolution import (
     uniform_bias,
 )
 from nvae_tf.layers.normalization import BatchNormalization
+from nvae_tf.layers.recomputation import is_recomputing, recompute
 
 _BRANCH_SCALE = 0.1
 KINDS = ("normal", "down", "up")
@@ -73,8 +75,16 @@ class SqueezeExcitation(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        gate = self.excite(self.squeeze(tf.reduce_mean(x, axis=[1, 2])))
-        return x * gate[:, None, None, :]
+        weights = [self.squeeze.kernel, self.squeeze.bias, self.excite.kernel, self.excite.bias]
+        return _squeeze_and_excite(x, *[tf.cast(weight, x.dtype) for weight in weights])
+
+
+# A function of its own in the graph: there are dozens of these, in a few shapes.
+@tf.function(autograph=False, experimental_attributes={"_noinline": True})
+def _squeeze_and_excite(x, squeeze_kernel, squeeze_bias, excite_kernel, excite_bias):
+    hidden = tf.nn.relu(tf.reduce_mean(x, axis=[1, 2]) @ squeeze_kernel + squeeze_bias)
+    gate = tf.sigmoid(hidden @ excite_kernel + excite_bias)
+    return x * gate[:, None, None, :]
 
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
@@ -312,6 +322,11 @@ class ResidualCell(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if training and is_recomputing():
+            return recompute(self, functools.partial(self._compute, training=True), x)
+        return self._compute(x, training)
+
+    def _compute(self, x: tf.Tensor, training: bool) -> tf.Tensor:
         branch = x
         for operation in self.branch:
             branch = operation(branch, training=training)

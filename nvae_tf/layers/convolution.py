@@ -17,6 +17,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.layers.depthwise import depthwise_convolution
+from nvae_tf.stacks import StackFunction, stack_variables
+
 _NORM_OFFSET = 1e-5  # in w = exp(g) v / (|v| + offset)
 _INITIAL_NORM_OFFSET = 1e-2  # in g = log(|v| + offset) at the start
 _DATA_INIT_STDDEV = 0.2  # of the output of a convolution after data-dependent initialisation
@@ -115,22 +118,22 @@ class Convolution(keras.layers.Layer):
         shared = getattr(_tracing, "kernels", None)
         if shared is not None and id(self) in shared:
             return shared[id(self)]
-        return self._compute_kernels([self])[0]
+        return self._compute_kernels([self], stack_variables)[0]
 
     @classmethod
-    def _compute_kernels(cls, layers: Sequence[Convolution]) -> tf.Tensor:
+    def _compute_kernels(cls, layers: Sequence[Convolution], stack: StackFunction) -> tf.Tensor:
         """Effective kernels (n, h, w, in, out) of n layers of this class and of one shape."""
-        return _stack([layer.kernel for layer in layers])
+        return stack([layer.kernel for layer in layers])
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         y = self._convolve(x, tf.cast(self.effective_kernel(), x.dtype))
         if self.use_bias:
-            y += tf.cast(self.bias, x.dtype)
+            y = tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
         return y
 
     def _convolve(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         strides, dilation = self.strides, self.dilation
-        if self.kernel_size == 1 or (dilation > 1 and dilation % strides == 0):
+        if strides > 1 and (self.kernel_size == 1 or dilation % strides == 0):
             # Only every strides-th pixel is read. (The CPU has no strided dilated gradient.)
             x = x[:, ::strides, ::strides]
             strides, dilation = 1, max(dilation // strides, 1)
@@ -139,8 +142,12 @@ class Convolution(keras.layers.Layer):
             border = dilation * (self.kernel_size - 1) // 2
             x = tf.pad(x, [[0, 0], [border, border], [border, border], [0, 0]])
             padding = "VALID"
+        if self.kernel_size == self.groups == 1:
+            return _pointwise(x, kernel)
         if self.groups == x.shape[-1] == self.filters:
             kernel = tf.reshape(kernel, [self.kernel_size, self.kernel_size, self.filters, 1])
+            if strides == dilation == 1:
+                return depthwise_convolution(x, kernel)
             return tf.nn.depthwise_conv2d(
                 x, kernel, [1, strides, strides, 1], padding, dilations=[dilation, dilation]
             )
@@ -156,6 +163,15 @@ class Convolution(keras.layers.Layer):
             "groups": self.groups,
             "use_bias": self.use_bias,
         }
+
+
+def _pointwise(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """A 1x1 convolution as the product of matrices, which is a fifth faster on CPUs."""
+    channels, filters = kernel.shape[-2:]
+    rows = tf.matmul(tf.reshape(x, [-1, channels]), tf.reshape(kernel, [channels, filters]))
+    static = x.shape.is_fully_defined()
+    shape = [*x.shape[:-1], filters] if static else tf.concat([tf.shape(x)[:-1], [filters]], 0)
+    return tf.reshape(rows, shape)
 
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
@@ -189,11 +205,9 @@ class WeightNormConvolution(Convolution):
         return kernel
 
     @classmethod
-    def _compute_kernels(cls, layers: Sequence[WeightNormConvolution]) -> tf.Tensor:
-        v = _stack([layer._masked(tf.convert_to_tensor(layer.kernel)) for layer in layers])
-        log_scale = _stack([layer.log_scale for layer in layers])[:, None, None, None, :]
-        norm = _norm(v)[:, None, None, None, :]
-        return v * (tf.exp(log_scale) / (norm + _NORM_OFFSET))
+    def _compute_kernels(cls, layers: Sequence[Convolution], stack: StackFunction) -> tf.Tensor:
+        kernels = stack([layer.kernel for layer in layers])
+        return _weight_norm(kernels, stack([layer.log_scale for layer in layers]))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         if self.data_init and getattr(_tracing, "data_init", False):
@@ -240,6 +254,12 @@ class MaskedConvolution(WeightNormConvolution):
 
     def _masked(self, kernel: tf.Tensor) -> tf.Tensor:
         return kernel * tf.constant(self.mask)
+
+    @classmethod
+    def _compute_kernels(cls, layers: Sequence[Convolution], stack: StackFunction) -> tf.Tensor:
+        kernels = stack([layer.kernel for layer in layers])
+        masks = tf.constant(np.stack([layer.mask for layer in layers]))
+        return _weight_norm(kernels * masks, stack([layer.log_scale for layer in layers]))
 
     def get_config(self) -> dict:
         return {**super().get_config(), "strict": self.strict, "mirror": self.mirror}
@@ -291,29 +311,73 @@ class KernelBank:
             stacks.setdefault(key, []).append(layer)
         self.stacks = list(stacks.values())
 
-    @contextlib.contextmanager
-    def use(self) -> Iterator[list[tf.Tensor]]:
-        """Computes all kernels; in this scope the layers use them.
+    def variable_groups(self) -> list[list[keras.Variable]]:
+        """The variables that `compute` needs stacked."""
+        groups = [[layer.kernel for layer in layers] for layers in self.stacks]
+        return groups + [
+            [layer.log_scale for layer in layers]
+            for layers in self.stacks
+            if isinstance(layers[0], WeightNormConvolution)
+        ]
 
-        Yields:
-          One tensor (n, h, w, in, out) per stack, float32.
+    def compute(self, stack: StackFunction = stack_variables) -> list[tf.Tensor]:
+        """All effective kernels: one tensor (n, h, w, in, out) per stack, float32.
+
+        Args:
+          stack: where the stacks of `variable_groups` come from.
         """
-        stacks = [type(layers[0])._compute_kernels(layers) for layers in self.stacks]
-        _tracing.kernels = {
+        return [type(layers[0])._compute_kernels(layers, stack) for layers in self.stacks]
+
+    @contextlib.contextmanager
+    def use(self, stacks: Sequence[tf.Tensor]) -> Iterator[None]:
+        """In this scope the layers use these kernels, which `compute` returned."""
+        kernels = {
             id(layer): kernel
             for layers, stack in zip(self.stacks, stacks)
             for layer, kernel in zip(layers, tf.unstack(stack))
         }
-        try:
-            yield stacks
-        finally:
-            _tracing.kernels = None
+        with given_kernels(kernels):
+            yield
+
+
+@contextlib.contextmanager
+def given_kernels(kernels: dict[int, tf.Tensor]) -> Iterator[None]:
+    """In this scope, layers take their effective kernels from there, by their id."""
+    outer = getattr(_tracing, "kernels", None)
+    _tracing.kernels = kernels
+    try:
+        yield
+    finally:
+        _tracing.kernels = outer
+
+
+def _weight_norm(v: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+    """`exp(g) v / (|v| + 1e-5)` for kernels (n, h, w, in, out) and g (n, out).
+
+    Its gradient is written out: it reads and writes the weights about half as often.
+    """
+
+    @tf.custom_gradient
+    def normalize(v, log_scale):
+        norm = _norm(v)
+        scale = tf.exp(log_scale) / (norm + _NORM_OFFSET)
+
+        def gradient(dw):
+            d_scale = tf.reduce_sum(dw * v, axis=[1, 2, 3])
+            d_log_scale = d_scale * scale
+            # d|v| / dv = v / |v|, and 0 where the norm is 0
+            radial = tf.math.divide_no_nan(-d_log_scale, (norm + _NORM_OFFSET) * norm)
+            return dw * _per_filter(scale) + v * _per_filter(radial), d_log_scale
+
+        return v * _per_filter(scale), gradient
+
+    return normalize(v, log_scale)
+
+
+def _per_filter(values: tf.Tensor) -> tf.Tensor:
+    return values[:, None, None, None, :]
 
 
 def _norm(kernels: tf.Tensor) -> tf.Tensor:
     """Norm per output channel, of kernels (..., h, w, in, out)."""
     return tf.sqrt(tf.reduce_sum(tf.square(kernels), axis=[-4, -3, -2]))
-
-
-def _stack(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.stack([tf.convert_to_tensor(t) for t in tensors])

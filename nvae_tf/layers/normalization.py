@@ -5,10 +5,43 @@ SPEC section 2; paper section 3.2 (memory).
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import keras
 import tensorflow as tf
 
+MOMENTUM = 0.95  # of the moving averages
 _AXES = [0, 1, 2]
+
+# Thread-local, because MirroredStrategy traces every replica in a thread of its own.
+_tracing = threading.local()
+
+
+@contextlib.contextmanager
+def batch_statistics() -> Iterator[dict[int, tf.Tensor]]:
+    """In this scope no moving average changes; what would have gone into it is collected.
+
+    Yields:
+      A dictionary that gets the batch's mean and unbiased variance (C,), by the `id` of the moving
+      average's variable.
+    """
+    outer = getattr(_tracing, "statistics", None)
+    _tracing.statistics = {}
+    try:
+        yield _tracing.statistics
+    finally:
+        _tracing.statistics = outer
+
+
+def record_statistic(average: keras.Variable, new: tf.Tensor) -> None:
+    """Collects what goes into a moving average (C,); without `batch_statistics`, puts it there."""
+    collected = getattr(_tracing, "statistics", None)
+    if collected is None:
+        average.assign(MOMENTUM * average + (1 - MOMENTUM) * new)
+    else:
+        collected[id(average)] = new
 
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
@@ -32,7 +65,6 @@ class BatchNormalization(keras.layers.Layer):
             raise ValueError(f"activation must be swish, elu or None, received {activation!r}.")
         self.activation = activation
         self.repeats = repeats
-        self.momentum = 0.95
         self.epsilon = 1e-5
 
     def build(self, input_shape: tuple) -> None:
@@ -73,9 +105,9 @@ class BatchNormalization(keras.layers.Layer):
             offset = tf.convert_to_tensor(self.moving_mean)
             y, mean, variance = _normalize_synchronized(x, gamma, beta, offset, self.epsilon, swish)
         count = self.repeats * _replicas() * _values_per_channel(x)
-        unbiased = variance * count / tf.maximum(count - 1, 1)
-        for average, new in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
-            average.assign(self.momentum * average + (1 - self.momentum) * new)
+        unbiased = variance * (count / _at_least_1(count - 1))
+        record_statistic(self.moving_mean, mean)
+        record_statistic(self.moving_variance, unbiased)
         return y
 
     def get_config(self) -> dict:
@@ -95,40 +127,61 @@ def _normalize_fused(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, swish: bool
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """On one replica: with TensorFlow's own kernels instead of elementwise operations."""
-    common = {"epsilon": epsilon, "is_training": True}
+    moments: list[tf.Tensor] = []
 
     @tf.custom_gradient
     def normalize(x, gamma, beta):
-        y, mean, unbiased, *reserved = tf.raw_ops.FusedBatchNormV3(
-            x=x,
-            scale=gamma,
-            offset=beta,
-            mean=tf.zeros([0]),
-            variance=tf.zeros([0]),
-            **common,
-        )
-        count = _values_per_channel(x)
-        variance = unbiased * (count - 1) / count
-        outputs = (tf.nn.silu(y) if swish else y), mean, variance
+        y, *saved = _fused_forward(x, gamma, beta, epsilon, swish)
+        moments.extend(saved[:2])
 
-        def gradient(dy, *_):
+        def gradient(dy):
             with tf.control_dependencies([dy]):
                 again = tf.identity(x)
-            if swish:
-                dy = _swish_gradient(again, dy, gamma, beta, mean, variance, epsilon)
-            return tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=dy,
-                x=again,
-                scale=gamma,
-                reserve_space_1=reserved[0],
-                reserve_space_2=reserved[1],
-                reserve_space_3=reserved[2],
-                **common,
-            )[:3]
+            return _fused_backward(again, dy, gamma, beta, saved, epsilon, swish)
 
-        return outputs, gradient
+        return y, gradient
 
-    return normalize(x, gamma, beta)
+    y = normalize(x, gamma, beta)
+    return y, *moments
+
+
+# Functions of their own in the graph: there are hundreds of normalisations, in a few shapes.
+_function = tf.function(autograph=False, experimental_attributes={"_noinline": True})
+
+
+@_function
+def _fused_forward(x, gamma, beta, epsilon: float, swish: bool):
+    """y, mean, biased variance, and what the gradient's kernel wants."""
+    y, mean, unbiased, *reserved = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=gamma,
+        offset=beta,
+        mean=tf.zeros([0]),
+        variance=tf.zeros([0]),
+        epsilon=epsilon,
+        is_training=True,
+    )
+    count = _values_per_channel(x)
+    variance = unbiased * ((count - 1) / count)
+    return (tf.nn.silu(y) if swish else y), mean, variance, *reserved
+
+
+@_function
+def _fused_backward(x, dy, gamma, beta, saved, epsilon: float, swish: bool):
+    """Gradients of x, gamma and beta."""
+    mean, variance, *reserved = saved
+    if swish:
+        dy = _swish_gradient(x, dy, gamma, beta, mean, variance, epsilon)
+    return tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=dy,
+        x=x,
+        scale=gamma,
+        reserve_space_1=reserved[0],
+        reserve_space_2=reserved[1],
+        reserve_space_3=reserved[2],
+        epsilon=epsilon,
+        is_training=True,
+    )[:3]
 
 
 def _normalize_synchronized(
@@ -187,8 +240,14 @@ def _swish_gradient(x, dy, gamma, beta, mean, variance, epsilon: float) -> tf.Te
     return tf.cast(dz, x.dtype)
 
 
-def _values_per_channel(x: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+def _values_per_channel(x: tf.Tensor) -> float | tf.Tensor:
+    if x.shape.is_fully_defined():
+        return float(x.shape.num_elements() // x.shape[-1])
+    return tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+
+
+def _at_least_1(count: float | tf.Tensor) -> float | tf.Tensor:
+    return max(count, 1.0) if isinstance(count, float) else tf.maximum(count, 1.0)
 
 
 def _mean_over_replicas(*vectors: tf.Tensor) -> list[tf.Tensor]:

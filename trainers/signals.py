@@ -1,0 +1,28 @@
+"""Requests to stop."""
+
+from __future__ import annotations
+
+import signal
+import types
+
+
+class StopRequest:
+    """In this scope, SIGTERM and the first Ctrl-C only set `name`, for the run to end in order."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._outer: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._outer[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
+        del frame
+        self.name = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one is obeyed at once
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._outer.items():
+            signal.signal(number, handler)
