@@ -83,7 +83,7 @@ def test_build_train_save_load(config, tmp_path):
     model.initialize_from_batch(images)
     before = [variable.numpy() for variable in model.trainable_variables]
 
-    with tf.GradientTape() as tape, regularizer.kernels.use():
+    with tf.GradientTape() as tape, regularizer.kernels.use(regularizer.kernels.compute()):
         output = model.infer(images, noise, training=True)
         terms = objective_terms(model, images, output, kl_coefficient=0.5)
         loss = tf.reduce_mean(terms.reconstruction + terms.balanced_kl)

@@ -285,12 +285,13 @@ class Trainer:
         applied = self.guard.judge(means.loss, norm)
 
         def apply():
-            self.optimizer.apply(gradients, rate, self._multiplier(norm, scale))
-            update = self.strategy.extended.update
-            for average, new in zip(self.moving_averages.variables_by_stack, statistics):
-                update(average, _move_towards, args=(new,))
-            if self.average:
-                self.average.update()
+            with self.strategy.scope():
+                self.optimizer.apply(gradients, rate, self._multiplier(norm, scale))
+                update = self.strategy.extended.update
+                for average, new in zip(self.moving_averages.variables_by_stack, statistics):
+                    update(average, _move_towards, args=(new,))
+                if self.average:
+                    self.average.update()
             return True
 
         tf.cond(applied, apply, lambda: False)

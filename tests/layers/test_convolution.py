@@ -157,7 +157,8 @@ def test_kernel_bank_gives_every_layer_its_own_kernel():
         layer.build((None, 4, 4, 4))
     bank = KernelBank(layers)
     alone = [layer.effective_kernel() for layer in layers]
-    with bank.use() as stacks:
+    stacks = bank.compute()
+    with bank.use(stacks):
         shared = [layer.effective_kernel() for layer in layers]
     assert [stack.shape[0] for stack in stacks] == [2, 1, 1, 1]
     for a, b in zip(alone, shared):

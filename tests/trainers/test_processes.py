@@ -1,0 +1,153 @@
+"""Training as processes: several workers, SIGTERM, and kills at any moment."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import nvae_tf
+from nvae_tf.workdir import Workdir
+
+pytestmark = pytest.mark.slow
+
+
+def start(workdir, *overrides, **environment):
+    """`trainers.train` on the quickstart preset with 12 steps and a checkpoint every second one."""
+    options = ["train.steps=12", "train.checkpoint_every=2", "train.image_every=6", *overrides]
+    command = [sys.executable, "-m", "trainers.train", "--preset=quickstart"]
+    command += [f"--workdir={workdir}", "--config.train.log_every=1"]
+    command += [f"--config.{option}" for option in options]
+    return subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, timeout=400):
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_checkpoint(workdir, step):
+    """Until there is one of that step or a later one."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        latest = Workdir(workdir).latest_checkpoint()
+        if latest and int(re.search(r"\d+$", latest)[0]) >= step:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"no checkpoint of step {step} in {workdir}")
+
+
+def weights(workdir):
+    return {v.path: v.numpy() for v in nvae_tf.load_model(workdir).variables}
+
+
+def assert_same_weights(ours, theirs):
+    expected = weights(theirs)
+    for path, value in weights(ours).items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
+def losses(workdir):
+    logs = EventAccumulator(Workdir(workdir).tensorboard + "/train", size_guidance={"tensors": 0})
+    logs.Reload()
+    return [float(tf.make_ndarray(e.tensor_proto)) for e in logs.Tensors("loss/total")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finish(start(workdir))
+    return workdir
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def start_workers(workdir, *overrides):
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    return [
+        start(
+            workdir,
+            *overrides,
+            TF_CONFIG=json.dumps(
+                {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+            ),
+        )
+        for index in range(2)
+    ]
+
+
+def test_two_workers_walk_the_path_of_one(uninterrupted, tmp_path):
+    processes = start_workers(tmp_path / "run")
+    outputs = [finish(process) for process in processes]
+    assert "2 replica(s)" in outputs[0] and "parameters" not in outputs[1]
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(uninterrupted), rtol=1e-5)
+
+
+def test_a_run_whose_worker_was_killed_goes_on(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for process in start_workers(whole):
+        finish(process)
+    chief, worker = start_workers(killed)
+    wait_for_checkpoint(killed, 4)
+    worker.kill()
+    chief.communicate(timeout=300)  # sees that the worker is gone, and ends by itself
+    assert chief.returncode != 0
+    outputs = [finish(process) for process in start_workers(killed)]
+    assert re.search(r"Resuming after step \d+ of 12", outputs[0])
+    assert_same_weights(killed, whole)
+
+
+def test_sigterm_ends_after_the_step(uninterrupted, tmp_path):
+    process = start(tmp_path / "run", "train.checkpoint_every=100")
+    wait_for_checkpoint(tmp_path / "run", 0)
+    time.sleep(8)  # trace, and some steps
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    step = int(re.search(r"Stopped after step (\d+)", output)[1])
+    assert Workdir(tmp_path / "run").latest_checkpoint().endswith(f"-{step}")
+    finish(start(tmp_path / "run", "train.checkpoint_every=100"))
+    assert_same_weights(tmp_path / "run", uninterrupted)
+
+
+def test_twenty_kills_change_nothing(tmp_path):
+    moments = random.Random(0)
+    options = ("train.steps=80", "train.image_every=20")
+    finish(start(tmp_path / "whole", *options))
+    kills = 0
+    while True:
+        process = start(tmp_path / "killed", *options)
+        try:
+            process.communicate(timeout=moments.uniform(9, 28) if kills < 20 else 900)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    assert process.returncode == 0
+    print(f"{kills} kills")
+    assert kills >= 5
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
