@@ -9,9 +9,10 @@ from absl import app, flags, logging
 
 from export.saved_model import export_model
 from nvae_tf.workdir import load_model
-from trainers.programs import usage_errors, use_devices
+from trainers.programs import define_checkpoint_flag, usage_errors, use_devices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_CHECKPOINT = define_checkpoint_flag()
 _EXPORT_BASE = flags.DEFINE_string(
     "export_base", None, "Directory whose sub-directories are versions.", required=True
 )
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         use_devices()
         logging.set_verbosity(logging.WARNING)
-        version = export_model(load_model(_WORKDIR.value), _EXPORT_BASE.value)
+        version = export_model(load_model(_WORKDIR.value, _CHECKPOINT.value), _EXPORT_BASE.value)
     print(f"SavedModel with the signature `sample`: {version}")
 
 

@@ -15,6 +15,7 @@ from nvae_tf.regularization import Regularizer
 from nvae_tf.stacks import VariableStacks
 from nvae_tf.weight_average import WeightAverage
 
+CHECKPOINTS = ("latest", "best")
 _CONFIG = "config.json"
 # What may change from one start of a run to the next: how long it goes on, what it writes, where.
 _CHANGEABLE = (
@@ -100,23 +101,40 @@ class Workdir:
                 "Choose another --workdir."
             )
 
+    def checkpoint(self, which: str) -> str | None:
+        """Prefix of a checkpoint's files, or None; it ends in the number of its step.
+
+        Args:
+          which: `"latest"`, or `"best"` for the one with the lowest validation -ELBO.
+
+        Raises:
+          ValueError: for another word.
+        """
+        if which not in CHECKPOINTS:
+            raise ValueError(f"checkpoint must be latest or best, received {which!r}.")
+        directory = self.checkpoints if which == "latest" else self.best_checkpoints
+        return tf.train.latest_checkpoint(directory)
+
     def latest_checkpoint(self) -> str | None:
-        """Prefix of the newest checkpoint's files, or None; it ends in the number of its step."""
-        return tf.train.latest_checkpoint(self.checkpoints)
+        """`checkpoint("latest")`."""
+        return self.checkpoint("latest")
 
     @property
     def evaluation(self) -> str:
         """File of the newest evaluation."""
         return self / "evaluation.json"
 
-    def write_evaluation(self, result: dict[str, Any], path: str | None = None) -> str:
-        """Writes an evaluation as JSON, with the step of the newest checkpoint; returns the text.
+    def write_evaluation(
+        self, result: dict[str, Any], path: str | None = None, which: str = "latest"
+    ) -> str:
+        """Writes an evaluation as JSON, with the checkpoint's step; returns the text.
 
         Args:
           result: its fields.
           path: another file than `self.evaluation`.
+          which: the checkpoint that was evaluated, `"latest"` or `"best"`.
         """
-        step = int((self.latest_checkpoint() or "-0").rpartition("-")[2])
+        step = int((self.checkpoint(which) or "-0").rpartition("-")[2])
         text = json.dumps({"step": step, **result}, indent=2)
         write_atomically(path or self.evaluation, text + "\n")
         return text
@@ -151,12 +169,8 @@ def load_model(workdir: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
       ValueError: if configuration or checkpoint do not fit this version, or for another word.
     """
     directory = Workdir(workdir)
-    if checkpoint not in ("latest", "best"):
-        raise ValueError(f"checkpoint must be latest or best, received {checkpoint!r}.")
     config = directory.read_config()
-    path = directory.latest_checkpoint()
-    if checkpoint == "best":
-        path = tf.train.latest_checkpoint(directory.best_checkpoints)
+    path = directory.checkpoint(checkpoint)
     if path is None:
         raise FileNotFoundError(
             f"The run in {directory.path!r} has no {checkpoint} checkpoint yet."

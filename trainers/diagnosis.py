@@ -41,7 +41,9 @@ def first_non_finite(trainer: Trainer, images: tf.Tensor) -> str:
         terms = objective_terms(model, images, output, 1.0)
         loss = tf.reduce_mean(negative_elbo(terms))
     order = [path for path, _ in layers]
-    suspects = [(i, f"the output of {path}") for i, (path, good) in enumerate(layers) if not good]
+    suspects: list[tuple[float, str]] = [
+        (i, f"the output of {path}") for i, (path, good) in enumerate(layers) if not good
+    ]
     for group, latent in enumerate(output.latents):
         if not (_is_finite(output.kl_per_group[:, group]) and _is_finite(latent)):
             # A group's latent variable is computed before the combiner that it goes into.

@@ -42,22 +42,22 @@ def train(config: ExperimentConfig, workdir: Workdir) -> None:
     images = load_images(config.data, config.model, config.data.train_split)
     test_images = load_images(config.data, config.model, config.data.test_split)
     run = _Run(config, workdir, strategy, images, test_images)
-    if not run.start():
-        return
-    try:
-        with StopRequest() as stop:
+    with StopRequest() as stop:
+        try:
+            if not run.start():
+                return
             while True:
                 try:
                     stopped = run.go_on(stop)
                     break
                 except DivergedError as error:
                     run.roll_back(error)
-        if stopped:
-            run.say(f"Stopped after step {run.step}. The same command goes on from there.")
-        else:
-            run.finish()
-    finally:
-        run.close()
+            if stopped:
+                run.say(f"Stopped after step {run.step}. The same command goes on from there.")
+            else:
+                run.finish()
+        finally:
+            run.close()
 
 
 class _Run:

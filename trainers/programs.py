@@ -7,6 +7,16 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
+from absl import flags
+
+from nvae_tf.workdir import CHECKPOINTS
+
+
+def define_checkpoint_flag() -> flags.FlagHolder[str]:
+    """`--checkpoint`: which of a run's checkpoints to use."""
+    return flags.DEFINE_enum(
+        "checkpoint", "latest", CHECKPOINTS, "Of the run; best is by the validation -ELBO."
+    )
 
 
 @contextlib.contextmanager

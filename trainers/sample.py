@@ -13,9 +13,10 @@ from nvae_tf.files import write_atomically
 from nvae_tf.model import NVAE
 from nvae_tf.pictures import encode_png, sheet, to_uint8
 from nvae_tf.workdir import load_model
-from trainers.programs import usage_errors, use_devices
+from trainers.programs import define_checkpoint_flag, usage_errors, use_devices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_CHECKPOINT = define_checkpoint_flag()
 _TEMPERATURE = flags.DEFINE_float(
     "temperature",
     1.0,
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
         if not os.path.isdir(directory):
             raise FileNotFoundError(f"--output: there is no directory {directory!r}.")
         use_devices()
-        model = load_model(_WORKDIR.value)
+        model = load_model(_WORKDIR.value, _CHECKPOINT.value)
         images = draw_samples(model, _NUM_SAMPLES.value, _TEMPERATURE.value, _SEED.value)
         write_atomically(_OUTPUT.value, encode_png(sheet(images)))
     print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import types
+from typing import Any
 
 
 class StopRequest:
@@ -11,7 +12,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._outer: dict[signal.Signals, object] = {}
+        self._outer: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):

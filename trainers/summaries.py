@@ -47,6 +47,12 @@ class Summaries:
             tf.summary.scalar("schedule/lambda", metrics.regularization_coefficient)
             tf.summary.scalar("schedule/learning_rate", metrics.learning_rate)
             tf.summary.scalar("training/gradient_norm", metrics.gradient_norm)
+            tf.summary.scalar("training/loss_scale", metrics.loss_scale)
+            tf.summary.scalar(
+                "training/skipped_steps",
+                metrics.skipped,
+                description="Steps so far whose gradients were not finite or too large.",
+            )
             tf.summary.scalar("training/images_per_second", images_per_second)
             self._log_kl(metrics.kl_per_group.numpy())
             for group, scale in enumerate(config.group_scales):

@@ -1,0 +1,55 @@
+"""The filter gradient of depthwise convolutions, TensorFlow's and ours.
+
+`python -m benchmarks.depthwise`
+"""
+
+from __future__ import annotations
+
+import time
+
+import tensorflow as tf
+from absl import app
+
+from benchmarks.workloads import print_table
+from nvae_tf.layers.depthwise import depthwise_convolution
+from trainers.programs import use_devices
+
+_SHAPES = ((8, 8, 8, 768), (8, 4, 4, 1536), (8, 16, 16, 192), (8, 32, 32, 96), (32, 16, 16, 96))
+_ROUNDS = 40
+
+
+def _native(x, kernel):
+    return tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME")
+
+
+def _gradient(convolve):
+    @tf.function(autograph=False)
+    def gradient(x, kernel, dy):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(kernel)
+            y = convolve(x, kernel)
+        return tape.gradient(y, kernel, dy)
+
+    return gradient
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    use_devices()
+    rows = []
+    for shape in _SHAPES:
+        x, dy = (tf.random.stateless_normal(shape, (0, i)) for i in range(2))
+        kernel = tf.random.stateless_normal([5, 5, shape[-1], 1], (0, 2))
+        functions = [_gradient(_native), _gradient(depthwise_convolution)]
+        best = [float("inf")] * 2
+        for _ in range(_ROUNDS):  # in turns, so that other work disturbs both alike
+            for i, function in enumerate(functions):
+                start = time.perf_counter()
+                function(x, kernel, dy).numpy()
+                best[i] = min(best[i], time.perf_counter() - start)
+        rows.append((str(shape), *(f"{1000 * seconds:.2f} ms" for seconds in best)))
+    print_table(("images (B, H, W, C)", "forward + TensorFlow's gradient", "forward + ours"), rows)
+
+
+if __name__ == "__main__":
+    app.run(main)
