@@ -112,7 +112,11 @@ def test_unknown_preset_lists_the_known_ones():
         (OptimizerConfig, {"learning_rate": 0.0}, "must be positive"),
         (OptimizerConfig, {"learning_rate_min": 1.0}, "must not exceed"),
         (OptimizerConfig, {"beta_2": 1.0}, r"in \[0, 1\), received 1.0"),
-        (TrainConfig, {"strategy": "tpu"}, "auto, one_device, mirrored; received 'tpu'"),
+        (
+            TrainConfig,
+            {"strategy": "tpu"},
+            "auto, one_device, mirrored, multi_worker; received 'tpu'",
+        ),
         (TrainConfig, {"kl_anneal_portion": 0.0}, r"in \(0, 1\]"),
         (TrainConfig, {"global_batch_size": 0}, "at least 1, received 0"),
     ],

@@ -47,9 +47,11 @@ def first_non_finite(trainer: Trainer, images: tf.Tensor) -> str:
     for group, latent in enumerate(output.latents):
         if not (_is_finite(output.kl_per_group[:, group]) and _is_finite(latent)):
             # A group's latent variable is computed before the combiner that it goes into.
-            name = "decoder_stem" if model.config.is_vanilla else f"decoder_combiner_{group}"
+            combiner = f"decoder_combiner_{group}/"  # and what is inside of it
+            name = "decoder_stem" if model.config.is_vanilla else combiner
             scale = model.config.group_scales[group]
-            suspects.append((order.index(name) - 0.5, f"the KL of group {group} (scale {scale})"))
+            place = next(i for i, path in enumerate(order) if path.startswith(name))
+            suspects.append((place - 0.5, f"the KL of group {group} (scale {scale})"))
     if suspects:
         return min(suspects)[1]
     if not _is_finite(terms.reconstruction):

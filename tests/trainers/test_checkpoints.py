@@ -124,6 +124,7 @@ def test_a_diverging_run_goes_back_and_learns_more_slowly(tmp_path, monkeypatch,
     assert int(guard.rollbacks) == 2 and float(guard.learning_rate_factor) == 0.25
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_again_and_again_ends_with_advice(tmp_path, monkeypatch):
     poison(monkeypatch, [3])
     config = tiny_experiment_config(steps=5, max_rollbacks=1)

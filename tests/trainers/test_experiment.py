@@ -156,7 +156,7 @@ def test_load_model_of_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         nvae_tf.load_model(tmp_path)
     Workdir(tmp_path).write_config(tiny_experiment_config())
-    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+    with pytest.raises(FileNotFoundError, match="no latest checkpoint yet"):
         nvae_tf.load_model(tmp_path)
 
 

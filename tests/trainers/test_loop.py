@@ -109,6 +109,7 @@ def test_accumulation_walks_the_path_of_the_whole_batch(plain, strategy, parts):
     assert_same_path(train(strategy, 5, config), plain, balanced=False)
 
 
+@pytest.mark.slow
 def test_accumulated_batch_statistics_are_the_mean_of_the_parts():
     config = CONFIG.override({"train.accumulation_steps": 2})
     trainer, _ = train("one_device", 1, config)
@@ -154,56 +155,57 @@ def test_clipping_is_of_the_global_gradient(parts):
             "train.accumulation_steps": parts,
         }
     )
-    for strategy in ("one_device", "mirrored"):
-        trainer = Trainer(config, strategy_of(strategy), num_images=100)
-        before = [weight.numpy() for weight in trainer.weights.values()]
-        iterator = iter(trainer.distribute(batches(config, 1)))
-        norm = float(trainer.step(iterator).gradient_norm)
-        change = [a - b.numpy() for a, b in zip(before, trainer.weights.values())]
-        assert norm > 0.5
-        applied = np.sqrt(sum(np.square(c.astype(np.float64)).sum() for c in change))
-        assert applied == pytest.approx(0.5, rel=1e-3)
+    trainer = Trainer(config, strategy_of("mirrored"), num_images=100)
+    before = [weight.numpy() for weight in trainer.weights.values()]
+    norm = float(trainer.step(iter(trainer.distribute(batches(config, 1)))).gradient_norm)
+    change = [a - b.numpy() for a, b in zip(before, trainer.weights.values())]
+    assert norm > 0.5
+    applied = np.sqrt(sum(np.square(c.astype(np.float64)).sum() for c in change))
+    assert applied == pytest.approx(0.5, rel=1e-3)
 
 
 def state(trainer):
     return [v.numpy() for v in (*trainer.weights.variables, *trainer.moving_averages.variables)]
 
 
-@pytest.mark.parametrize("replica", [0, 1])
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_infinite_gradient_on_one_replica_changes_no_weight(monkeypatch, replica, parts):
+def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, parts):
     config = CONFIG.override(
         {"train.precision": "mixed_float16", "train.accumulation_steps": parts}
     )
     trainer = Trainer(config, strategy_of("mirrored"), num_images=100)
     trainer.guard.loss_scale.assign(64.0)
-    poisoned = tf.Variable(0.0)
-    negative = loop.objective_terms
+    poisoned = tf.Variable(-1)  # replica
+    objective = loop.objective_terms
 
     def terms(*args):
-        result = negative(*args)
-        here = tf.distribute.get_replica_context().replica_id_in_sync_group == replica
-        factor = tf.where(tf.logical_and(here, poisoned > 0), np.inf, 1.0)
+        result = objective(*args)
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        factor = tf.where(tf.equal(poisoned, replica), np.inf, 1.0)
         return result._replace(reconstruction=result.reconstruction * factor)
 
     monkeypatch.setattr(loop, "objective_terms", terms)
-    iterator = iter(trainer.distribute(batches(config, 4)))
-    first = trainer.step(iterator)
-    assert bool(first.applied)
-    before, scale = state(trainer), float(trainer.guard.loss_scale.numpy())
-    poisoned.assign(1.0)
-    metrics = trainer.step(iterator)
-    assert not bool(metrics.applied) and int(metrics.skipped) == 1
-    assert float(trainer.guard.loss_scale.numpy()) == scale / 2
-    for a, b in zip(state(trainer), before):
-        np.testing.assert_array_equal(a, b)
-    poisoned.assign(0.0)
+    iterator = iter(trainer.distribute(batches(config, 5)))
     assert bool(trainer.step(iterator).applied)
-    assert int(trainer.optimizer.iterations.numpy()) == 2 and int(trainer.steps_done.numpy()) == 3
+    for skipped, replica in enumerate((0, 1), start=1):
+        before, scale = state(trainer), float(trainer.guard.loss_scale.numpy())
+        poisoned.assign(replica)
+        metrics = trainer.step(iterator)
+        assert not bool(metrics.applied) and int(metrics.skipped) == skipped
+        assert float(trainer.guard.loss_scale.numpy()) == scale / 2
+        for a, b in zip(state(trainer), before):
+            np.testing.assert_array_equal(a, b)
+        poisoned.assign(-1)
+        assert bool(trainer.step(iterator).applied)
+    assert int(trainer.optimizer.iterations.numpy()) == 3
+    assert int(trainer.steps_done.numpy()) == 5
     assert all(np.all(np.isfinite(values)) for values in state(trainer))
 
 
-@pytest.mark.parametrize("precision, rtol", [("mixed_float16", 5e-3), ("mixed_bfloat16", 3e-2)])
+@pytest.mark.parametrize(
+    "precision, rtol",
+    [("mixed_float16", 5e-3), pytest.param("mixed_bfloat16", 3e-2, marks=pytest.mark.slow)],
+)
 def test_mixed_precision_stays_near_float32(one_replica, precision, rtol):
     ours = train("one_device", 5, CONFIG.override({"train.precision": precision}))
     for a, b in zip(ours[1], one_replica[1]):
