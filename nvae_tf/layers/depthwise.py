@@ -6,6 +6,8 @@ import tensorflow as tf
 
 # Values of the images that one operation of the filter gradient treats: they stay in the cache.
 _BLOCK = 65536
+# In TensorFlow 2.16 the forward pass does not return for kernels of a whole image; 2.21 is tested.
+_LARGE_KERNELS_WORK = tuple(map(int, tf.__version__.split(".")[:2])) >= (2, 21)
 
 
 def depthwise_convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -15,7 +17,8 @@ def depthwise_convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     (`benchmarks/depthwise.py`), but the filter gradient is a forward pass as well: of the images,
     with the output's gradients as kernels as large as they are.
     """
-    if tf.config.list_logical_devices("GPU") or not x.shape.is_fully_defined():
+    on_gpu = bool(tf.config.list_logical_devices("GPU"))
+    if on_gpu or not _LARGE_KERNELS_WORK or not x.shape.is_fully_defined():
         return _native(x, kernel)
 
     @tf.custom_gradient
