@@ -155,6 +155,11 @@ def named_variables(model: NVAE) -> dict[str, tf.Variable]:
     return {variable.path: variable for variable in model.variables}
 
 
+def checkpoint_holds(path: str, part: str) -> bool:
+    """Whether a checkpoint has variables of that part, such as `"optimizer"`."""
+    return any(name.startswith(f"{part}/") for name, _ in tf.train.list_variables(path))
+
+
 def load_model(workdir: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     """The model of a run, in float32, with the weights of a checkpoint.
 
@@ -178,7 +183,7 @@ def load_model(workdir: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     model = NVAE(config.model)
     parts: dict[str, Any] = {"model": named_variables(model)}
     average = None
-    if config.optimizer.ema_decay and _holds_average(path):
+    if config.optimizer.ema_decay and checkpoint_holds(path, "average"):
         stacks = VariableStacks(model.trainable_variables, Regularizer(model).variable_groups())
         average = parts["average"] = WeightAverage(stacks, config.optimizer.ema_decay)
     status = tf.train.Checkpoint(**parts).restore(path)
@@ -189,7 +194,3 @@ def load_model(workdir: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     if average:
         average.store()
     return model
-
-
-def _holds_average(path: str) -> bool:
-    return any(name.startswith("average/") for name, _ in tf.train.list_variables(path))

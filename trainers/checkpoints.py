@@ -10,22 +10,19 @@ import shutil
 import tensorflow as tf
 
 from nvae_tf.model import NVAE
-from nvae_tf.workdir import Workdir, named_variables
+from nvae_tf.workdir import Workdir, checkpoint_holds, named_variables
 from trainers.loop import Trainer
 
 # What TensorFlow leaves behind when it is killed while it saves.
 _LEFTOVERS = ("*_temp", "*.tempstate*", "checkpoint.tmp*")
+
+_BEST = "best/.ATTRIBUTES/VARIABLE_VALUE"  # the name of that variable in a checkpoint
 
 
 def save_weights(model: NVAE, workdir: Workdir) -> None:
     """Saves weights alone, as the state before a run's first step."""
     checkpoint = tf.train.Checkpoint(model=named_variables(model))
     tf.train.CheckpointManager(checkpoint, workdir.checkpoints, max_to_keep=1).save(0)
-
-
-def _holds_weights_alone(path: str) -> bool:
-    names = [name for name, _ in tf.train.list_variables(path)]
-    return not any(name.startswith("optimizer/") for name in names)
 
 
 class Checkpointer:
@@ -72,7 +69,7 @@ class Checkpointer:
         if latest is None:
             return False
         trainer = self._trainer
-        weights_alone = _holds_weights_alone(latest)
+        weights_alone = not checkpoint_holds(latest, "optimizer")
         checkpoint = self._checkpoint
         if weights_alone:
             checkpoint = tf.train.Checkpoint(model=named_variables(trainer.model))
@@ -85,7 +82,13 @@ class Checkpointer:
         else:
             trainer.weights.load()
             trainer.moving_averages.load()
+        self._best.assign(self._best_on_disk())
         return True
+
+    def _best_on_disk(self) -> float:
+        # Not what the newest checkpoint remembers: going back to it leaves the best one in place.
+        path = self._workdir.checkpoint("best")
+        return tf.train.load_variable(path, _BEST) if path else math.inf
 
     def save(self) -> None:
         """Saves the state after the steps done; the newest ones are kept."""

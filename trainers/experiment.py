@@ -96,7 +96,6 @@ class _Run:
         )
         self._test_images = test_images
         self._progress: _Progress | None = None
-        self._rollbacks_since_checkpoint = 0
 
     @property
     def step(self) -> int:
@@ -156,16 +155,15 @@ class _Run:
             if self._progress:
                 self._progress.after_step(step, metrics)
             last = step == trainer.total_steps
-            stopped = bool(metrics.stop) and not last
-            good = metrics.not_finite_in_a_row == 0
-            if stopped or last or (step % train.checkpoint_every == 0 and good):
-                self._save()
-                self._rollbacks_since_checkpoint = 0
+            if bool(metrics.stop) and not last:
+                self._save()  # at once: whoever asked may not wait for more
+                return True
             if step % train.image_every == 0 and not last and self._progress:
                 negative_elbo = self._progress.validate(step)
                 self._checkpointer.save_if_best(negative_elbo)
-            if stopped:
-                return True
+            good = metrics.not_finite_in_a_row == 0
+            if last or (step % train.checkpoint_every == 0 and good):
+                self._save()  # last, so that a run killed before it validates again
         return False
 
     def _save(self) -> None:

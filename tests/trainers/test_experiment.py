@@ -18,14 +18,6 @@ from trainers.loop import Trainer
 from trainers.strategies import make_strategy
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A tiny run of four steps."""
-    workdir = Workdir(tmp_path_factory.mktemp("finished") / "run")
-    train(tiny_experiment_config(), workdir)
-    return workdir
-
-
 def test_a_run_leaves_config_checkpoints_and_evaluation(finished):
     assert finished.read_config() == tiny_experiment_config()
     assert finished.latest_checkpoint().endswith("-4")
@@ -83,13 +75,15 @@ def test_a_finished_run_does_not_start_over(finished, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_killed_before_its_evaluation_evaluates(finished, capsys):
-    with open(finished.evaluation) as file:
+def test_a_run_killed_before_its_evaluation_evaluates(finished, tmp_path, capsys):
+    workdir = Workdir(tmp_path / "killed")
+    shutil.copytree(finished.path, workdir.path)
+    with open(workdir.evaluation) as file:
         before = json.load(file)
-    os.remove(finished.evaluation)
-    train(tiny_experiment_config(), finished)
+    os.remove(workdir.evaluation)
+    train(tiny_experiment_config(), workdir)
     assert "Finished: -ELBO" in capsys.readouterr().out
-    with open(finished.evaluation) as file:
+    with open(workdir.evaluation) as file:
         assert json.load(file) == before and before["step"] == 4
 
 
@@ -97,6 +91,7 @@ def weights(workdir):
     return {v.path: v.numpy() for v in nvae_tf.load_model(workdir.path).variables}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, capsys):
     config = tiny_experiment_config()
     workdir = Workdir(tmp_path / "run")

@@ -131,7 +131,7 @@ def test_accumulated_batch_statistics_are_the_mean_of_the_parts():
 
 def test_recomputation_changes_nothing_but_memory(one_replica):
     config = CONFIG.override({"train.recompute": True})
-    assert_same_path(train("one_device", 20, config), one_replica)
+    assert_same_path(train("one_device", 5, config), one_replica)
 
 
 @pytest.mark.slow
@@ -141,8 +141,15 @@ def test_recomputation_on_two_replicas(one_replica):
     assert_same_path(ours, (one_replica[0], one_replica[1][:3]))
 
 
-@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_clipping_is_of_the_global_gradient(parts):
+@pytest.mark.parametrize(
+    ("strategy", "parts"),
+    [
+        ("one_device", 1),
+        pytest.param("mirrored", 1, marks=pytest.mark.slow),
+        pytest.param("mirrored", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_clipping_is_of_the_global_gradient(strategy, parts):
     # Without momentum and decay, the first step of AdaMax is -rate g / (|g| + eps).
     config = CONFIG.override(
         {
@@ -155,7 +162,7 @@ def test_clipping_is_of_the_global_gradient(parts):
             "train.accumulation_steps": parts,
         }
     )
-    trainer = Trainer(config, strategy_of("mirrored"), num_images=100)
+    trainer = Trainer(config, strategy_of(strategy), num_images=100)
     before = [weight.numpy() for weight in trainer.weights.values()]
     norm = float(trainer.step(iter(trainer.distribute(batches(config, 1)))).gradient_norm)
     change = [a - b.numpy() for a, b in zip(before, trainer.weights.values())]
@@ -168,12 +175,19 @@ def state(trainer):
     return [v.numpy() for v in (*trainer.weights.variables, *trainer.moving_averages.variables)]
 
 
-@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, parts):
+@pytest.mark.parametrize(
+    ("strategy", "parts"),
+    [
+        ("one_device", 1),
+        pytest.param("mirrored", 1, marks=pytest.mark.slow),
+        pytest.param("mirrored", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, strategy, parts):
     config = CONFIG.override(
         {"train.precision": "mixed_float16", "train.accumulation_steps": parts}
     )
-    trainer = Trainer(config, strategy_of("mirrored"), num_images=100)
+    trainer = Trainer(config, strategy_of(strategy), num_images=100)
     trainer.guard.loss_scale.assign(64.0)
     poisoned = tf.Variable(-1)  # replica
     objective = loop.objective_terms
@@ -185,9 +199,11 @@ def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, part
         return result._replace(reconstruction=result.reconstruction * factor)
 
     monkeypatch.setattr(loop, "objective_terms", terms)
-    iterator = iter(trainer.distribute(batches(config, 5)))
+    replicas = trainer.strategy.num_replicas_in_sync
+    steps = 1 + 2 * replicas
+    iterator = iter(trainer.distribute(batches(config, steps)))
     assert bool(trainer.step(iterator).applied)
-    for skipped, replica in enumerate((0, 1), start=1):
+    for skipped, replica in enumerate(range(replicas), start=1):
         before, scale = state(trainer), float(trainer.guard.loss_scale.numpy())
         poisoned.assign(replica)
         metrics = trainer.step(iterator)
@@ -197,8 +213,8 @@ def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, part
             np.testing.assert_array_equal(a, b)
         poisoned.assign(-1)
         assert bool(trainer.step(iterator).applied)
-    assert int(trainer.optimizer.iterations.numpy()) == 3
-    assert int(trainer.steps_done.numpy()) == 5
+    assert int(trainer.optimizer.iterations.numpy()) == steps - replicas
+    assert int(trainer.steps_done.numpy()) == steps
     assert all(np.all(np.isfinite(values)) for values in state(trainer))
 
 

@@ -9,10 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.workdir import Workdir
-from tests.conftest import tiny_experiment_config
-from trainers.experiment import train
-
 
 def start(module, *arguments):
     return subprocess.Popen(
@@ -69,19 +65,12 @@ def test_wrong_usage_of_train(tmp_path):
         assert not out and not os.path.exists(tmp_path / case), case
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    workdir = Workdir(tmp_path_factory.mktemp("run"))
-    train(tiny_experiment_config(steps=2), workdir)
-    return workdir
-
-
-def test_sample_writes_the_same_sheet_for_the_same_seed(workdir, tmp_path):
+def test_sample_writes_the_same_sheet_for_the_same_seed(finished, tmp_path):
     seeds = {"a": 1, "b": 1, "c": 2}
     processes = [
         start(
             "trainers.sample",
-            f"--workdir={workdir.path}",
+            f"--workdir={finished.path}",
             "--num_samples=5",
             "--temperature=0.7",
             f"--seed={seed}",
@@ -99,11 +88,11 @@ def test_sample_writes_the_same_sheet_for_the_same_seed(workdir, tmp_path):
     assert np.any(sheets["a"] != sheets["c"])
 
 
-def test_evaluate_prints_and_writes_json(workdir, tmp_path):
+def test_evaluate_prints_and_writes_json(finished, tmp_path):
     path = tmp_path / "result.json"
     out = run(
         "trainers.evaluate",
-        f"--workdir={workdir.path}",
+        f"--workdir={finished.path}",
         "--num_iw_samples=3",
         "--num_images=20",
         f"--output={path}",
