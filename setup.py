@@ -21,6 +21,8 @@ setup(
         "keras>=3.12,<4",
         "ml_collections>=1.0",
         "numpy>=1.26",
+        "pillow>=10.0",
+        "psutil>=5.9",
         "tensorboard",
         "tensorflow>=2.16,<2.22",
         "tensorflow-datasets>=4.9.3",

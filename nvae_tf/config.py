@@ -229,19 +229,31 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images, and what is done to them before the model sees them."""
+    """Which images, and what is done to them before the model sees them.
 
-    name: str = "fashion_mnist_embedded"  # the images in this package, or any TFDS image set
-    data_dir: str = ""  # where TFDS keeps its sets; empty: TFDS's own default
+    With the name `folder`, `data_dir` holds pictures, in sub-directories named as the splits if
+    there are any; with `tfrecord`, files of tf.Example that begin with the split's name, or are in
+    a sub-directory of that name.
+    """
+
+    name: str = "fashion_mnist_embedded"  # also folder, tfrecord, or any TFDS image set
+    data_dir: str = ""  # of folder and tfrecord, or where TFDS keeps its sets (its own default)
     train_split: str = "train"
     test_split: str = "test"
+    test_fraction: float = 0.1  # of a folder without sub-directories for the splits
+    split_seed: int = 0  # which of its pictures those are
+    feature: str = "image"  # of the TFDS examples or of the tf.Examples
+    raw_shape: tuple[int, ...] = ()  # (height, width, channels) of raw tf.Examples; empty: encoded
+    skip_corrupt: bool = False  # leave out and report pictures that cannot be read
     crop: tuple[int, ...] = ()  # top, left, height, width in pixels; empty: the whole image
+    center_crop: bool = False  # to the largest centred part of the model's proportions
     resize: bool = False  # to the model's image shape without padding, by area
     flip: bool = False  # random left-right flips in training
+    cache_dir: str = ""  # for images that do not fit into memory; empty: in ~/.cache
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in ("name", "train_split", "test_split"):
+        for name in ("name", "train_split", "test_split", "feature"):
             _require(bool(getattr(self, name)), f"DataConfig.{name} must not be empty.")
         _require(
             len(self.crop) in (0, 4)
@@ -249,6 +261,16 @@ class DataConfig:
             and min(self.crop[2:], default=1) >= 1,
             f"DataConfig.crop must be empty or (top, left, height, width); received {self.crop}.",
         )
+        _require(
+            len(self.raw_shape) in (0, 3) and min(self.raw_shape, default=1) >= 1,
+            "DataConfig.raw_shape must be empty or (height, width, channels), all positive; "
+            f"received {self.raw_shape}.",
+        )
+        _require(
+            0 < self.test_fraction < 1,
+            f"DataConfig.test_fraction must be between 0 and 1, received {self.test_fraction}.",
+        )
+        _check_at_least(self, 0, "split_seed")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,8 @@ Nothing has to be saved to continue a run: batch number k of a seed is always th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -51,11 +53,11 @@ def training_batches(
       start: number of the first batch; a resumed run passes its step.
     """
     count, batch_size = len(images), config.train.global_batch_size
-    stored = tf.constant(images)
+    rows = _reader(images)
 
     def batch(number: tf.Tensor) -> tf.Tensor:
         position = number * batch_size + tf.range(batch_size, dtype=tf.int64)
-        chosen = tf.gather(stored, _shuffled(position, count, config.train.seed))
+        chosen = rows(_shuffled(position, count, config.train.seed))
         seed = tf.stack([tf.constant(config.train.seed, tf.int64), number])
         if config.data.flip:
             chosen = _randomly_flipped(chosen, seed)
@@ -63,6 +65,19 @@ def training_batches(
 
     numbers = tf.data.Dataset.counter(start)
     return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
+    """From image numbers (B,) to these images, in memory or in a mapped file."""
+    if isinstance(images, np.memmap):
+
+        def rows(numbers: tf.Tensor) -> tf.Tensor:
+            chosen = tf.numpy_function(lambda wanted: images[wanted], [numbers], tf.uint8)
+            return tf.ensure_shape(chosen, [*numbers.shape, *images.shape[1:]])
+
+        return rows
+    stored = tf.constant(images)
+    return lambda numbers: tf.gather(stored, numbers)
 
 
 def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
@@ -100,9 +115,10 @@ def evaluation_batches(
       batch_size: B.
       seed: of the binarisation.
     """
-    dataset = tf.data.Dataset.from_tensor_slices(images).batch(batch_size).enumerate()
+    rows = _reader(images)
+    dataset = tf.data.Dataset.range(len(images)).batch(batch_size).enumerate()
 
-    def prepare(number: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
-        return preprocess(batch, model, tf.stack([tf.constant(seed, tf.int64), number]))
+    def prepare(number: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+        return preprocess(rows(numbers), model, tf.stack([tf.constant(seed, tf.int64), number]))
 
     return dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)

@@ -9,7 +9,7 @@ import pytest
 
 from nvae_tf import DataConfig, ModelConfig, presets
 from nvae_tf.data import load_images
-from nvae_tf.data.sources import EMBEDDED, read_idx_images
+from nvae_tf.data.embedded import read_idx_images
 
 GRAY = presets.get("quickstart").model
 # The Debian package dataset-fashion-mnist, the whole set as idx files.
@@ -48,7 +48,7 @@ def test_crop_and_resize():
             DataConfig(),
             ModelConfig(image_shape=(32, 32, 1)),
             "train",
-            "are 28x28, but.*expects 32x32.*data.resize",
+            "28x28 pixels, but.*expects 32x32.*data.resize",
         ),
         (DataConfig(), ModelConfig(image_shape=(28, 28, 3)), "train", "1 channels.*expects 3"),
         (DataConfig(name="cifar10"), GRAY, "train", "'cifar10' have 3 channels.*expects 1"),
@@ -107,4 +107,3 @@ def test_damaged_idx_files():
         read_idx_images(gzip.compress(gzip.decompress(good)[:-1]))
     with pytest.raises(ValueError, match="magic number 2049"):
         read_idx_images(gzip.compress(np.array([2049, 1, 0, 0], ">i4").tobytes()))
-    assert DataConfig().name == EMBEDDED

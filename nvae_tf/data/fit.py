@@ -1,0 +1,54 @@
+"""From an image as it is stored to the size that the model wants."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from nvae_tf.config import DataConfig, ModelConfig
+
+
+def size_problem(data: DataConfig, model: ModelConfig, height: int, width: int) -> str | None:
+    """What is wrong with images of that size, under this configuration; None if nothing is."""
+    if data.crop:
+        top, left, crop_height, crop_width = data.crop
+        if top + crop_height > height or left + crop_width > width:
+            return f"{height}x{width} pixels, and data.crop {data.crop} reaches beyond them."
+        height, width = crop_height, crop_width
+    wanted_height, wanted_width, _ = model.content_shape
+    if data.resize or (height, width) == (wanted_height, wanted_width):
+        return None
+    if data.center_crop and wanted_height <= height and wanted_width <= width:
+        return None
+    return (
+        f"{height}x{width} pixels, but the model's image_shape {model.image_shape} with padding "
+        f"{model.padding} expects {wanted_height}x{wanted_width}. Change it, or set data.crop, "
+        "data.center_crop or data.resize."
+    )
+
+
+def fit(image: tf.Tensor, data: DataConfig, model: ModelConfig) -> tf.Tensor:
+    """Crops and resizes one image (h, w, C) uint8, of a size without `size_problem`.
+
+    `center_crop` takes the largest part of the model's proportions if the image is resized
+    afterwards, else just the model's size.
+    """
+    height, width, channels = model.content_shape
+    if data.crop:
+        image = tf.image.crop_to_bounding_box(image, *data.crop)
+    if data.center_crop:
+        image = _center(image, height, width, data.resize)
+    if data.resize:
+        resized = tf.image.resize(image, [height, width], method="area")
+        image = tf.cast(tf.round(resized), tf.uint8)
+    return tf.ensure_shape(image, [height, width, channels])
+
+
+def _center(image: tf.Tensor, height: int, width: int, proportions_only: bool) -> tf.Tensor:
+    shape = tf.shape(image)
+    size = tf.constant([height, width])
+    if proportions_only:
+        scale = tf.reduce_min(shape[:2] / size)
+        size = tf.cast(tf.round(scale * tf.cast(size, tf.float64)), tf.int32)
+        size = tf.clip_by_value(size, 1, shape[:2])
+    top, left = tf.unstack((shape[:2] - size) // 2)
+    return image[top : top + size[0], left : left + size[1]]

@@ -1,0 +1,90 @@
+"""Pictures in a directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.config import DataConfig, ModelConfig
+from nvae_tf.data.pictures import EXTENSIONS, decode_picture
+from nvae_tf.data.source import Source, UnreadableError, decoded, directory_of, files_identity
+
+# TFDS has a reader of folders, too. It reads `split/label/*.png` and JPEG only, scales 16-bit files
+# silently, and its errors name no file.
+
+
+def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
+    """The pictures of a split, in the order of their paths.
+
+    If `data.data_dir` has a sub-directory named as the split, they are those below it. If it has
+    neither the training's nor the test's, a share of `data.test_fraction` of all pictures is the
+    test split: whether one belongs to it depends on its path and `data.split_seed`.
+
+    Raises:
+      ValueError: if there is no such directory or split, or it has no pictures.
+    """
+    root = directory_of(data)
+    names = (data.train_split, data.test_split)
+    present = [name for name in dict.fromkeys((split, *names)) if os.path.isdir(f"{root}/{name}")]
+    if split in present:
+        paths = _pictures_below(os.path.join(root, split))
+    elif not present and split in names:
+        paths = _share(_pictures_below(root), root, data, split)
+    else:
+        raise ValueError(
+            f"{root!r} has no directory {split!r} for that split, but "
+            f"{', '.join(map(repr, sorted(os.listdir(root))[:10]))}. Name one of them "
+            "(data.train_split, data.test_split), or leave all pictures in one directory for a "
+            "split by data.test_fraction."
+        )
+
+    def read(path: bytes) -> np.ndarray:
+        try:
+            with open(path, "rb") as file:
+                content = file.read()
+        except OSError as error:
+            raise UnreadableError(error.strerror) from error
+        return decode_picture(content, model.image_shape[-1])
+
+    files = tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths])
+    source = decoded(files, read, os.fsdecode, data, model)
+    source.count, source.identity = len(paths), files_identity(paths)
+    return source
+
+
+def _pictures_below(directory: str) -> list[str]:
+    found: list[str] = []
+    others: list[str] = []
+    seen = set()
+    for place, directories, files in os.walk(directory, followlinks=True):
+        if os.path.realpath(place) in seen:  # a link that leads back
+            directories.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                is_picture = name.lower().endswith(EXTENSIONS)
+                (found if is_picture else others).append(os.path.join(place, name))
+    if not found:
+        example = f" (such as {os.path.basename(others[0])!r})" if others else ""
+        raise ValueError(
+            f"There are no pictures ({', '.join(EXTENSIONS)}) below {directory!r}, but "
+            f"{len(others)} other files{example}."
+        )
+    return found
+
+
+def _share(paths: list[str], root: str, data: DataConfig, split: str) -> list[str]:
+    def rank(path: str) -> bytes:
+        name = os.path.relpath(path, root)
+        return hashlib.sha256(f"{data.split_seed}/{name}".encode(errors="surrogateescape")).digest()
+
+    if len(paths) < 2:
+        raise ValueError(f"{root!r} has a single picture: too few for two splits.")
+    count = min(max(1, round(data.test_fraction * len(paths))), len(paths) - 1)
+    test = set(sorted(paths, key=rank)[:count])
+    return [path for path in paths if (path in test) == (split == data.test_split)]

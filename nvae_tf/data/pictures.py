@@ -1,0 +1,101 @@
+"""Decoding of single pictures, from files or from records of tf.Example."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from PIL import Image, ImageOps
+
+from nvae_tf.data.source import UnreadableError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MODES = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
+# What Pillow raises for damaged files, depending on format and damage.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def decode_picture(content: bytes, channels: int) -> np.ndarray:
+    """A picture (h, w, channels) uint8, upright, from the bytes of a PNG, JPEG, WebP or BMP file.
+
+    A conversion that loses nothing is made: gray to RGB, an alpha channel that is opaque
+    everywhere left out, a palette looked up. 16 bits are scaled to 8, which is logged once.
+
+    Args:
+      content: of the file.
+      channels: 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
+
+    Raises:
+      UnreadableError: if the bytes are damaged or of another format.
+      ValueError: if the picture would lose colours or transparency.
+    """
+    if content.startswith(_PNG) and content[24:25] == b"\x10":
+        pixels = _decode_16_bit(content)
+    else:
+        pixels = _decode_8_bit(content)
+    return _with_channels(pixels, channels)
+
+
+def _decode_8_bit(content: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode in ("P", "PA"):
+                has_alpha = upright.mode == "PA" or "transparency" in upright.info
+                upright = upright.convert("RGBA" if has_alpha else "RGB")
+            if upright.mode not in _MODES:
+                raise UnreadableError(
+                    f"its colours are {upright.mode}; gray, RGB and palettes can be read"
+                )
+            pixels = np.asarray(upright.convert(_MODES[upright.mode]))
+    except UnreadableError:
+        raise
+    except _DAMAGE as error:
+        raise UnreadableError(f"not a readable picture ({error})") from error
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _decode_16_bit(content: bytes) -> np.ndarray:
+    # Pillow would cut the low byte of RGB off, and clip gray.
+    try:
+        wide = tf.io.decode_png(content, dtype=tf.uint16).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise UnreadableError("not a readable picture (damaged 16-bit PNG)") from error
+    logging.log_first_n(logging.WARNING, "16-bit images are scaled to 8 bits.", 1)
+    return scale_to_8_bits(wide)
+
+
+def scale_to_8_bits(wide: np.ndarray) -> np.ndarray:
+    """Values 0 to 65535 as 0 to 255, rounded, uint8."""
+    return ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    if channels > 4:
+        raise ValueError(
+            f"a picture file has 1 to 4 channels, but the model's image_shape expects {channels}; "
+            "tf.Examples with data.raw_shape can have more."
+        )
+    has_alpha, wants_alpha = pixels.shape[2] in (2, 4), channels in (2, 4)
+    colours = pixels[:, :, :-1] if has_alpha else pixels
+    alpha = pixels[:, :, -1:] if has_alpha else np.full_like(pixels[:, :, :1], 255)
+    if not wants_alpha and np.any(alpha != 255):
+        raise ValueError(
+            f"it is transparent in places, but the model's image_shape expects {channels} "
+            "channel(s); put such pictures on a background first."
+        )
+    wanted = channels - wants_alpha
+    if wanted == 1 and colours.shape[2] == 3:
+        if np.any(colours != colours[:, :, :1]):
+            raise ValueError(
+                f"it has colours, but the model's image_shape expects {channels} channel(s)."
+            )
+        colours = colours[:, :, :1]
+    elif wanted == 3 and colours.shape[2] == 1:
+        colours = np.repeat(colours, 3, axis=2)
+    return np.concatenate([colours, alpha], axis=2) if wants_alpha else colours

@@ -1,0 +1,91 @@
+"""Image sets of TensorFlow Datasets."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from nvae_tf.config import DataConfig, ModelConfig
+from nvae_tf.data.fit import size_problem
+from nvae_tf.data.source import Source
+
+
+def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
+    """A split of a TFDS set, or a slice of one such as `train[:90%]`; prepared if it is not yet.
+
+    Raises:
+      ValueError: for an unknown set, feature or split, a set that cannot be had, or images that do
+        not fit the model.
+    """
+    import tensorflow_datasets as tfds  # slow to import, and other images do without
+
+    try:
+        builder = tfds.builder(data.name, data_dir=data.data_dir or None)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"Unknown data set {data.name!r}: data.name must be fashion_mnist_embedded, folder, "
+            "tfrecord or the name of a TensorFlow Datasets image set, such as mnist, fashion_mnist "
+            f"or cifar10 ({_first_line(error)})."
+        ) from error
+    features = builder.info.features or {}
+    if data.feature not in features:
+        raise ValueError(
+            f"The data set {data.name!r} has no feature {data.feature!r} (data.feature), but "
+            f"{', '.join(features)}."
+        )
+    feature = features[data.feature]
+    _check_images(data, model, feature)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # whatever the set's own code, disk and network come up with
+        raise ValueError(
+            f"The data set {data.name!r} is not in {builder.data_dir!r}, and could not be "
+            f"downloaded and prepared ({type(error).__name__}: {_first_line(error)}). "
+            "Prepare it on a machine with network, and name its place in data.data_dir."
+        ) from error
+    try:
+        count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"The data set {data.name!r} has no split {split!r}. "
+            f"Known: {', '.join(builder.info.splits)}, and slices of them such as train[:90%]."
+        ) from error
+    dataset = builder.as_dataset(
+        split=split,
+        shuffle_files=False,
+        decoders=tfds.decode.PartialDecoding({data.feature: True}),
+        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+    )
+    identity = f"{builder.info.full_name}/{split}/{builder.data_dir}"
+    return Source(dataset.map(lambda example: _8_bits(example[data.feature])), count, identity)
+
+
+def _check_images(data: DataConfig, model: ModelConfig, feature) -> None:
+    shape = feature.shape
+    if len(shape or ()) != 3 or feature.dtype not in ("uint8", "uint16"):
+        raise ValueError(
+            f"The feature {data.feature!r} of {data.name!r} is no image: {feature.dtype} of shape "
+            f"{shape}."
+        )
+    if shape[-1] != model.image_shape[-1]:
+        raise ValueError(
+            f"The images of {data.name!r} have {shape[-1]} channels, but the model's image_shape "
+            f"{model.image_shape} expects {model.image_shape[-1]}."
+        )
+    if None not in shape:
+        problem = size_problem(data, model, *shape[:2])
+    elif data.resize:
+        problem = None
+    else:
+        problem = "They have different sizes: set data.resize, best with data.center_crop."
+    if problem:
+        raise ValueError(f"The images of {data.name!r}: {problem}")
+
+
+def _8_bits(image: tf.Tensor) -> tf.Tensor:
+    if image.dtype == tf.uint8:
+        return image
+    return tf.cast((tf.cast(image, tf.int32) + 128) // 257, tf.uint8)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().split("\n") or [""])[0]

@@ -1,0 +1,132 @@
+"""TFRecord files of tf.Example."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.config import DataConfig, ModelConfig
+from nvae_tf.data.fit import size_problem
+from nvae_tf.data.pictures import decode_picture
+from nvae_tf.data.source import Source, decoded, directory_of, files_identity
+
+
+def open_tfrecord(data: DataConfig, model: ModelConfig, split: str) -> Source:
+    """The images of a split's files, in the order of the files' names.
+
+    The feature `data.feature` holds the bytes of a picture file, or, with `data.raw_shape`, the
+    values 0 to 255 of an image, as bytes or as a list of integers.
+
+    Raises:
+      ValueError: if there are no such files, or one is not of tf.Example records.
+    """
+    files = _files(data, split)
+    count = sum(_count_records(file) for file in files)
+    if data.raw_shape:
+        _check_raw_shape(data, model)
+
+    def read(record: bytes, file: bytes, number: int) -> np.ndarray:
+        feature = _feature(record, data.feature)
+        if data.raw_shape:
+            return _raw_image(feature, data.raw_shape)
+        return decode_picture(_single_bytes(feature), model.image_shape[-1])
+
+    def name(record: bytes, file: bytes, number: int) -> str:
+        return f"{os.fsdecode(file)}, record {number}"
+
+    def records(file: tf.Tensor) -> tf.data.Dataset:
+        dataset = tf.data.Dataset.zip((_records(file), tf.data.Dataset.counter()))
+        return dataset.map(lambda record, number: (record, file, number))
+
+    names = [os.fsencode(file) for file in files]
+    elements = tf.data.Dataset.from_tensor_slices(names).flat_map(records)
+    source = decoded(elements, read, name, data, model)
+    source.count, source.identity = count, files_identity(files)
+    return source
+
+
+def _files(data: DataConfig, split: str) -> list[str]:
+    root = directory_of(data)
+    directory = os.path.join(root, split)
+    pattern = f"{glob.escape(directory)}{'/*' if os.path.isdir(directory) else '*'}"
+    files = [path for path in sorted(glob.glob(pattern)) if os.path.isfile(path)]
+    if not files:
+        present = ", ".join(map(repr, sorted(os.listdir(root))[:10]))
+        raise ValueError(
+            f"No TFRecord files for the split {split!r}: there is neither a directory {directory!r}"
+            f" nor a file whose name begins so. Present: {present or 'nothing'}."
+        )
+    return files
+
+
+def _records(file: tf.Tensor | str) -> tf.data.Dataset:
+    zipped = tf.strings.regex_full_match(file, r".*\.gz")
+    compression = tf.where(zipped, "GZIP", "")
+    return tf.data.TFRecordDataset(file, compression_type=compression)
+
+
+def _count_records(file: str) -> int:
+    try:
+        return int(_records(file).reduce(np.int64(0), lambda count, _: count + 1))
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"{file!r} is not a whole TFRecord file ({error.message.splitlines()[0]}); if it is "
+            "compressed, its name must end in .gz."
+        ) from error
+
+
+def _feature(record: bytes, name: str) -> tf.train.Feature:
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+    except Exception as error:  # google.protobuf's DecodeError, which TensorFlow does not export
+        raise ValueError(f"not a tf.Example ({error}).") from error
+    if name not in features:
+        raise ValueError(
+            f"no feature {name!r} (data.feature), but {', '.join(sorted(features)) or 'none'}."
+        )
+    return features[name]
+
+
+def _single_bytes(feature: tf.train.Feature) -> bytes:
+    values = feature.bytes_list.value
+    if len(values) != 1:
+        raise ValueError(
+            f"the feature must hold the bytes of one picture, but it is a "
+            f"{feature.WhichOneof('kind')} of {len(values)} values. For raw values set "
+            "data.raw_shape."
+        )
+    return values[0]
+
+
+def _raw_image(feature: tf.train.Feature, shape: tuple[int, ...]) -> np.ndarray:
+    kind = feature.WhichOneof("kind")
+    if kind == "bytes_list" and len(feature.bytes_list.value) == 1:
+        values = np.frombuffer(feature.bytes_list.value[0], np.uint8)
+    elif kind == "int64_list":
+        wide = np.array(feature.int64_list.value)
+        if wide.size and (wide.min() < 0 or wide.max() > 255):
+            raise ValueError(f"values must be 0 to 255, received {wide.min()} to {wide.max()}.")
+        values = wide.astype(np.uint8)
+    else:
+        raise ValueError(f"raw images must be bytes or integers, received a {kind}.")
+    if values.size != math.prod(shape):
+        raise ValueError(
+            f"data.raw_shape {shape} needs {math.prod(shape)} values, received {values.size}."
+        )
+    return values.reshape(shape)
+
+
+def _check_raw_shape(data: DataConfig, model: ModelConfig) -> None:
+    height, width, channels = data.raw_shape
+    if channels != model.image_shape[-1]:
+        raise ValueError(
+            f"data.raw_shape {data.raw_shape} has {channels} channels, but the model's image_shape "
+            f"{model.image_shape} expects {model.image_shape[-1]}."
+        )
+    problem = size_problem(data, model, height, width)
+    if problem:
+        raise ValueError(f"data.raw_shape {data.raw_shape}: {problem}")

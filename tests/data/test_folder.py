@@ -1,0 +1,124 @@
+"""A directory of pictures."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvae_tf import DataConfig, ModelConfig
+from nvae_tf.data import load_images
+
+MODEL = ModelConfig(image_shape=(6, 8, 3))
+
+
+def save(path, value, size=(6, 8)):
+    """A picture of one colour, by which it is known."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+
+
+def folder(root, **options):
+    return DataConfig(name="folder", data_dir=str(root), **options)
+
+
+def values(images):
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_splits_by_directory(tmp_path):
+    save(tmp_path / "train/cats/b.png", 2)
+    save(tmp_path / "train/a.bmp", 1)
+    save(tmp_path / "train/dogs/deep/c.webp", 3)
+    save(tmp_path / "test/x.PNG", 9)
+    save(tmp_path / "train/.hidden.png", 7)
+    (tmp_path / "train/readme.txt").write_text("not a picture")
+    os.symlink(tmp_path / "train", tmp_path / "train/cats/back")  # leads in a circle
+    data = folder(tmp_path)
+    assert values(load_images(data, MODEL, "train")) == [1, 2, 3]
+    assert values(load_images(data, MODEL, "test")) == [9]
+    with pytest.raises(ValueError, match="no directory 'valid'.*'test', 'train'"):
+        load_images(data, MODEL, "valid")
+
+
+def test_a_seeded_split_of_one_directory(tmp_path):
+    for number in range(40):
+        save(tmp_path / f"{number % 3}/{number:02d}.png", number)
+    train, test = (values(load_images(folder(tmp_path), MODEL, s)) for s in ("train", "test"))
+    assert len(test) == 4 and sorted(train + test) == list(range(40))
+    again = values(load_images(folder(tmp_path), MODEL, "test"))
+    other = values(load_images(folder(tmp_path, split_seed=1), MODEL, "test"))
+    half = values(load_images(folder(tmp_path, test_fraction=0.5), MODEL, "test"))
+    assert again == test != other
+    assert len(half) == 20 and set(test) < set(half)
+    # More pictures move none from training to test, as long as the share stays the same.
+    save(tmp_path / "new.png", 100)
+    assert set(values(load_images(folder(tmp_path), MODEL, "test"))) <= {*test, 100}
+
+
+def test_crop_resize_and_center_crop(tmp_path):
+    columns = np.tile(np.arange(40, dtype=np.uint8)[None, :, None], (12, 1, 3))
+    Image.fromarray(columns).save(tmp_path / "a.png")
+    Image.fromarray(columns).save(tmp_path / "b.png")
+
+    def one(**options):
+        return load_images(folder(tmp_path, **options), MODEL, "test")[0, 0, :, 0].tolist()
+
+    assert one(crop=(0, 3, 6, 8)) == list(range(3, 11))
+    assert one(center_crop=True) == list(range(16, 24))
+    # 12 rows at 6:8 are 16 columns from the 12th on, two of which make one.
+    expected = np.arange(12, 28).reshape(8, 2).mean(axis=1)
+    np.testing.assert_allclose(one(center_crop=True, resize=True), expected, atol=0.5)
+    np.testing.assert_allclose(one(resize=True), np.arange(40).reshape(8, 5).mean(1), atol=0.5)
+
+
+def test_a_damaged_picture_is_named_or_left_out(tmp_path, caplog):
+    for number in range(5):
+        save(tmp_path / f"train/{number}.png", number)
+    (tmp_path / "train/3.png").write_bytes((tmp_path / "train/2.png").read_bytes()[:50])
+    (tmp_path / "train/4.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train/3\.png: not a readable picture.*skip_corrupt"):
+        load_images(folder(tmp_path), MODEL, "train")
+    images = load_images(folder(tmp_path, skip_corrupt=True), MODEL, "train")
+    assert values(images) == [0, 1, 2]
+    assert "Left out 2 of 5 images" in caplog.text and "4.png" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "message"),
+    [
+        ((5, 8), {}, r"b\.png: 5x8 pixels, but.*expects 6x8.*data\.resize"),
+        ((5, 8), {"center_crop": True}, "5x8 pixels"),
+        ((6, 8), {"crop": (1, 1, 6, 8)}, r"6x8 pixels, and data\.crop \(1, 1, 6, 8\) reaches"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(tmp_path, size, options, message):
+    if "crop" not in options:
+        save(tmp_path / "train/a.png", 1)
+    save(tmp_path / "train/b.png", 1, size)
+    with pytest.raises(ValueError, match=message):
+        load_images(folder(tmp_path, skip_corrupt=True, **options), MODEL, "train")
+
+
+def test_wrong_channels_are_named_even_if_damage_is_left_out(tmp_path):
+    save(tmp_path / "train/a.png", (1, 2, 3))
+    gray = ModelConfig(image_shape=(6, 8, 1))
+    with pytest.raises(ValueError, match=r"a\.png: it has colours.*expects 1 channel"):
+        load_images(folder(tmp_path, skip_corrupt=True), gray, "train")
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(ValueError, match="data_dir must say where"):
+        load_images(DataConfig(name="folder"), MODEL, "train")
+    with pytest.raises(ValueError, match="no directory '.*none'"):
+        load_images(folder(tmp_path / "none"), MODEL, "train")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"no pictures \(.png.*1 other files.*notes.txt"):
+        load_images(folder(tmp_path), MODEL, "train")
+    save(tmp_path / "a.png", 1)
+    with pytest.raises(ValueError, match="too few for two splits"):
+        load_images(folder(tmp_path), MODEL, "train")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="'train' has no images"):
+        load_images(folder(tmp_path, skip_corrupt=True), MODEL, "train")

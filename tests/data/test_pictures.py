@@ -1,0 +1,113 @@
+"""Decoding of picture files: what is kept, what is converted, what is refused."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from nvae_tf.data.pictures import decode_picture, scale_to_8_bits
+from nvae_tf.data.source import UnreadableError
+
+RANDOM = np.random.default_rng(0)
+
+
+def encode(pixels, file_format="PNG", mode=None, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, mode).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def colours(height=5, width=7):
+    return RANDOM.integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})]
+)
+def test_lossless_formats_give_the_pixels(file_format, options):
+    pixels = colours()
+    np.testing.assert_array_equal(decode_picture(encode(pixels, file_format, **options), 3), pixels)
+
+
+def test_jpeg_and_its_orientation():
+    pixels = np.full((8, 16, 3), 30, np.uint8)
+    pixels[:, :8] = 220
+    upright = decode_picture(encode(pixels, "JPEG", quality=95), 3)
+    assert upright.shape == (8, 16, 3) and np.abs(upright.astype(int) - pixels).max() < 12
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate clockwise by 90 degrees
+    turned = decode_picture(encode(pixels, "JPEG", quality=95, exif=exif), 3)
+    np.testing.assert_array_equal(turned, np.rot90(upright, -1))
+
+
+def test_conversions_that_lose_nothing():
+    gray = RANDOM.integers(256, size=(4, 6), dtype=np.uint8)
+    np.testing.assert_array_equal(decode_picture(encode(gray), 1)[:, :, 0], gray)
+    as_colours = decode_picture(encode(gray), 3)
+    np.testing.assert_array_equal(as_colours, np.repeat(gray[:, :, None], 3, axis=2))
+    np.testing.assert_array_equal(decode_picture(encode(as_colours), 1)[:, :, 0], gray)
+    pixels = colours()
+    opaque = np.concatenate([pixels, np.full((5, 7, 1), 255, np.uint8)], axis=2)
+    np.testing.assert_array_equal(decode_picture(encode(opaque), 3), pixels)
+    np.testing.assert_array_equal(decode_picture(encode(pixels), 4), opaque)
+    assert decode_picture(encode(gray), 2).shape == (4, 6, 2)
+    palette = Image.fromarray(pixels).quantize(16)
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG")
+    expected = np.asarray(palette.convert("RGB"))
+    np.testing.assert_array_equal(decode_picture(buffer.getvalue(), 3), expected)
+
+
+def test_what_would_be_lost_is_refused():
+    glass = np.concatenate([colours(), np.full((5, 7, 1), 128, np.uint8)], axis=2)
+    np.testing.assert_array_equal(decode_picture(encode(glass), 4), glass)
+    with pytest.raises(ValueError, match="transparent in places.*expects 3"):
+        decode_picture(encode(glass), 3)
+    with pytest.raises(ValueError, match="has colours.*expects 1"):
+        decode_picture(encode(colours()), 1)
+    with pytest.raises(ValueError, match="1 to 4 channels.*expects 5.*raw_shape"):
+        decode_picture(encode(colours()), 5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_scaled_and_that_is_said_once(channels, caplog):
+    wide = RANDOM.integers(65536, size=(4, 6, channels), dtype=np.uint16)
+    content = tf.io.encode_png(wide).numpy()
+    for _ in range(2):
+        pixels = decode_picture(content, channels)
+    np.testing.assert_array_equal(pixels, np.round(wide / 257.0).astype(np.uint8))
+    assert caplog.text.count("scaled to 8 bits") <= 1  # once in the life of the process
+
+
+def test_scaling_is_exact():
+    wide = np.arange(65536, dtype=np.uint16)
+    np.testing.assert_array_equal(scale_to_8_bits(wide), np.round(wide / 257.0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), file_format=st.sampled_from(["PNG", "JPEG", "WEBP", "BMP"]))
+def test_a_truncated_or_foreign_file_is_unreadable_or_right(data, file_format):
+    content = encode(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3), file_format)
+    cut = content[: data.draw(st.integers(0, len(content) - 40))]
+    with pytest.raises(UnreadableError):
+        decode_picture(cut, 3)
+    with pytest.raises(UnreadableError):
+        decode_picture(data.draw(st.binary(max_size=60)), 3)
+
+
+def test_a_truncated_16_bit_file_is_unreadable():
+    wide = RANDOM.integers(65536, size=(40, 60, 3), dtype=np.uint16)
+    with pytest.raises(UnreadableError, match="16-bit"):
+        decode_picture(tf.io.encode_png(wide).numpy()[:200], 3)
+
+
+def test_cmyk_is_refused():
+    picture = Image.fromarray(colours()).convert("CMYK")
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG")
+    with pytest.raises(UnreadableError, match="its colours are CMYK"):
+        decode_picture(buffer.getvalue(), 3)

@@ -1,0 +1,51 @@
+"""Images that do not fit into memory."""
+
+import os
+
+import numpy as np
+import psutil
+import pytest
+
+from nvae_tf import DataConfig, presets
+from nvae_tf.data import evaluation_batches, load_images, storage, training_batches
+
+CONFIG = presets.get("quickstart").override({"train.global_batch_size": 8})
+
+
+@pytest.fixture
+def no_memory(monkeypatch):
+    memory = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(storage.psutil, "virtual_memory", lambda: memory)
+
+
+def test_a_mapped_file_gives_the_same_batches(no_memory, tmp_path):
+    in_memory = np.array(load_images(DataConfig(cache_dir=str(tmp_path)), CONFIG.model, "test"))
+    mapped = load_images(DataConfig(cache_dir=str(tmp_path)), CONFIG.model, "test")
+    assert isinstance(mapped, np.memmap) and not isinstance(in_memory, np.memmap)
+    assert len(os.listdir(tmp_path)) == 1  # read once, and whole
+    for make in (
+        lambda images: training_batches(images, CONFIG, start=120).take(10),
+        lambda images: evaluation_batches(images, CONFIG.model, 300),
+    ):
+        pairs = list(zip(make(in_memory), make(mapped), strict=True))
+        assert pairs[0][1].shape == pairs[0][0].shape
+        for ours, theirs in pairs:
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_other_images_have_another_file(no_memory, tmp_path):
+    for options in ({}, {"resize": True}, {"crop": (0, 0, 28, 28)}):
+        load_images(DataConfig(cache_dir=str(tmp_path), **options), CONFIG.model, "test")
+    load_images(DataConfig(cache_dir=str(tmp_path)), CONFIG.model, "train")
+    assert len(os.listdir(tmp_path)) == 4
+
+
+def test_nothing_is_left_of_a_read_that_failed(no_memory, tmp_path):
+    def broken():
+        yield np.zeros((2, 4, 4, 1), np.uint8)
+        raise ValueError("damaged")
+
+    with pytest.raises(ValueError, match="damaged"):
+        storage.store(broken, 1000, (4, 4, 1), str(tmp_path), "name")
+    assert not os.listdir(tmp_path)
+    assert storage.store(lambda: [], 1000, (4, 4, 1), str(tmp_path), "name").shape == (0, 4, 4, 1)
