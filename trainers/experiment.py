@@ -238,7 +238,7 @@ class _Progress:
             mininterval=1 if sys.stderr.isatty() else 20,
             dynamic_ncols=True,
         )
-        self._since = step, time.perf_counter()  # of the last report
+        self._restart_clock(step)
 
     def after_step(self, step: int, metrics: StepMetrics) -> None:
         """To be called after every step, with its number from 1."""
@@ -251,21 +251,26 @@ class _Progress:
         """To be called after a rollback, with the steps done."""
         self._bar.reset(total=self._trainer.total_steps)
         self._bar.update(step)
-        self._since = step, time.perf_counter()
+        self._restart_clock(step)
+
+    def _restart_clock(self, step: int) -> None:
+        self._since = step, time.perf_counter(), self._trainer.seconds_waiting
 
     def _report(self, step: int, metrics: StepMetrics) -> None:
-        now = time.perf_counter()
-        steps, seconds = step - self._since[0], now - self._since[1]
-        rate = steps * self._trainer.config.train.global_batch_size / seconds
-        self._since = step, now
+        since_step, since, waited = self._since
+        seconds = time.perf_counter() - since
+        rate = (step - since_step) * self._trainer.config.train.global_batch_size / seconds
+        waiting = (self._trainer.seconds_waiting - waited) / seconds
+        self._restart_clock(step)
         elbo = float(metrics.negative_elbo)
         bits = bits_per_dimension(elbo, self._trainer.config.model)
         self._bar.set_postfix_str(
-            f"{rate:.0f} images/s, -ELBO {elbo:.1f} nats, {bits:.3f} bits/dim, "
-            f"KL {float(metrics.kl):.1f}, beta {float(metrics.kl_coefficient):.2f}",
+            f"{rate:.0f} images/s, {waiting:.1%} waiting for data, -ELBO {elbo:.1f} nats, "
+            f"{bits:.3f} bits/dim, KL {float(metrics.kl):.1f}, "
+            f"beta {float(metrics.kl_coefficient):.2f}",
             refresh=False,
         )
-        self._summaries.log_step(step, metrics, rate)
+        self._summaries.log_step(step, metrics, rate, waiting)
 
     def validate(self, step: int) -> float:
         """Evaluates some held-out images and shows pictures; returns the -ELBO in nats."""
@@ -276,7 +281,7 @@ class _Progress:
             f"{result.negative_elbo_bits_per_dim:.4f} bits/dim",
             file=sys.stderr,
         )
-        self._since = step, time.perf_counter()
+        self._restart_clock(step)
         return result.negative_elbo
 
     def _evaluate(self, images: np.ndarray, step: int) -> LikelihoodResult:

@@ -149,6 +149,7 @@ class Trainer:
             )
             self.guard = Guard(config.train)
             self.steps_done = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.seconds_waiting = 0.0  # for data, in all steps so far
         self._sums: list[tf.Variable] = []
         self._whole = tf.function(self._whole_step, autograph=False, reduce_retracing=True)
         self._part = tf.function(self._part_of_step, autograph=False, reduce_retracing=True)
@@ -231,10 +232,16 @@ class Trainer:
         """
         wanted = tf.constant(stop)
         if not self.accumulates:
-            return self._whole(next(batches), wanted)
+            return self._whole(self._next(batches), wanted)
         for part in range(self.config.train.accumulation_steps):
-            self._part(next(batches), tf.constant(part), wanted)
+            self._part(self._next(batches), tf.constant(part), wanted)
         return self._finish()
+
+    def _next(self, batches: Iterator) -> Any:
+        start = time.perf_counter()
+        batch = next(batches)
+        self.seconds_waiting += time.perf_counter() - start
+        return batch
 
     # The functions that are traced.
 

@@ -35,8 +35,10 @@ class Summaries:
         self._sample = tf.function(self._sample_image, autograph=False)
         self._reconstruct = tf.function(self._reconstruct_image, autograph=False)
 
-    def log_step(self, step: int, metrics: StepMetrics, images_per_second: float) -> None:
-        """Scalars of a training step."""
+    def log_step(
+        self, step: int, metrics: StepMetrics, images_per_second: float, waiting: float
+    ) -> None:
+        """Scalars of a training step; `waiting` is the share of the time spent on it for data."""
         config = self._model.config
         with self._train.as_default(step):
             tf.summary.scalar("loss/total", metrics.loss, description="What is minimised.")
@@ -54,6 +56,9 @@ class Summaries:
                 description="Steps so far whose gradients were not finite or too large.",
             )
             tf.summary.scalar("training/images_per_second", images_per_second)
+            tf.summary.scalar(
+                "training/waiting_for_data", waiting, description="Share of the time, 0 to 1."
+            )
             self._log_kl(metrics.kl_per_group.numpy())
             for group, scale in enumerate(config.group_scales):
                 name = f"group_{group:02d}"

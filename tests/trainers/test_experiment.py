@@ -45,6 +45,7 @@ def test_tensorboard_shows_every_group(finished):
         "schedule/learning_rate",
         "regularization/spectral",
         "training/images_per_second",
+        "training/waiting_for_data",
     } <= tags
     assert [event.step for event in logs.Tensors("loss/total")] == [1, 2, 3, 4]
 
