@@ -20,6 +20,7 @@ setup(
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
         "keras>=3.12,<4",
         "ml_collections>=1.0",
+        "matplotlib>=3.7",
         "numpy>=1.26",
         "pillow>=10.0",
         "psutil>=5.9",
@@ -31,6 +32,8 @@ setup(
     ],
     extras_require={
         "nvlabs": ["torch>=2.6"],
+        # Independent implementations that ours are compared with. They need torch and torchvision.
+        "metrics": ["clean-fid>=0.1.35", "scipy>=1.10", "torch-fidelity>=0.4"],
         "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"],
         "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"],
     },
@@ -39,6 +42,7 @@ setup(
             "nvae-train=trainers.train:run",
             "nvae-evaluate=trainers.evaluate:run",
             "nvae-sample=trainers.sample:run",
+            "nvae-latents=trainers.latents:run",
             "nvae-export=export.export_model:run",
             "nvae-import-nvlabs=export.import_nvlabs:run",
         ]

@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from typing import NamedTuple
+from collections.abc import Callable
 
 from absl import app, flags
 
-from benchmarks.calibrate import calibrate
 from benchmarks.workloads import (
+    Measurement,
     configurations,
     in_fresh_process,
-    peak_resident_gigabytes,
-    print_table,
+    measure,
+    print_measurements,
     random_pictures,
 )
 from nvae_tf.config import ExperimentConfig
@@ -29,63 +27,27 @@ _WORKLOADS = flags.DEFINE_list("workloads", list(configurations()), "Which ones 
 _STEPS = flags.DEFINE_integer("steps", 15, "Steps whose median counts.", lower_bound=1)
 
 
-class Measurement(NamedTuple):
-    """Of one workload."""
-
-    images_per_step: int
-    first_step: float  # seconds from the configuration to the end of the first step
-    step: float  # seconds, median
-    fastest_step: float  # seconds
-    calibration: float  # seconds
-    peak_memory: float  # 10^9 bytes
-
-
-def measure(config: ExperimentConfig, steps: int) -> Measurement:
-    """Trains on random images for that many steps after three for warming up."""
+def measure_training(config: ExperimentConfig, steps: int) -> Measurement:
+    """Training steps on random images."""
     use_devices()
     images = random_pictures(config)
-    start = time.perf_counter()
-    trainer = Trainer(config, make_strategy(config.train.strategy), len(images))
-    iterator = iter(trainer.distribute(training_batches(images, config)))
-    float(trainer.step(iterator).loss)
-    first_step = time.perf_counter() - start
-    seconds = []
-    for i in range(steps + 3):
-        start = time.perf_counter()
-        float(trainer.step(iterator).loss)
-        if i >= 3:
-            seconds.append(time.perf_counter() - start)
-    memory = peak_resident_gigabytes()
-    return Measurement(
-        images_per_step=config.train.global_batch_size,
-        first_step=first_step,
-        step=statistics.median(seconds),
-        fastest_step=min(seconds),
-        calibration=calibrate(),
-        peak_memory=memory,
-    )
+
+    def prepare() -> Callable[[], object]:
+        trainer = Trainer(config, make_strategy(config.train.strategy), len(images))
+        iterator = iter(trainer.distribute(training_batches(images, config)))
+        return lambda: float(trainer.step(iterator).loss)
+
+    return measure(prepare, config.train.global_batch_size, steps)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    rows = []
-    for name in _WORKLOADS.value:
-        config = configurations()[name]
-        result = in_fresh_process(measure, config, _STEPS.value)
-        rows.append(
-            (
-                name,
-                f"{result.first_step:.1f} s",
-                f"{result.step:.3f} s",
-                f"{result.fastest_step:.3f} s",
-                f"{result.images_per_step / result.step:.1f}",
-                f"{1000 * result.calibration:.1f} ms",
-                f"{result.step / result.calibration:.1f}",
-                f"{result.peak_memory:.2f} GB",
-            )
-        )
-    header = ("workload", "first step", "step", "fastest", "images/s", "calibration")
-    print_table((*header, "step / calibration", "peak memory"), rows)
+    chosen = {name: configurations()[name] for name in _WORKLOADS.value}
+    results = {
+        name: in_fresh_process(measure_training, config, _STEPS.value)
+        for name, config in chosen.items()
+    }
+    print_measurements("step", results)
 
 
 if __name__ == "__main__":

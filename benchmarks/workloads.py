@@ -5,11 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import pathlib
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.calibrate import calibrate
 from nvae_tf import ExperimentConfig, ModelConfig, presets
 
 _SMALL: dict[str, Any] = {
@@ -53,6 +56,60 @@ def random_pictures(config: ExperimentConfig, count: int = 1000) -> np.ndarray:
     """Noise (count, h, w, C) uint8: what the pixels are makes no difference to the time."""
     random = np.random.default_rng(0)
     return random.integers(256, size=(count, *config.model.content_shape), dtype=np.uint8)
+
+
+class Measurement(NamedTuple):
+    """Of something that is done again and again."""
+
+    images: int  # each time
+    first: float  # seconds from the configuration to the end of the first time
+    median: float  # seconds
+    fastest: float  # seconds
+    calibration: float  # seconds
+    peak_memory: float  # 10^9 bytes
+
+
+def measure(prepare: Callable[[], Callable[[], Any]], images: int, repeats: int) -> Measurement:
+    """Times a function that waits for its result; the two calls after the first do not count.
+
+    Args:
+      prepare: builds what is needed and returns the function.
+      images: that it works on.
+      repeats: calls that count.
+    """
+    start = time.perf_counter()
+    run = prepare()
+    run()
+    first = time.perf_counter() - start
+    seconds = []
+    for i in range(repeats + 2):
+        start = time.perf_counter()
+        run()
+        if i >= 2:
+            seconds.append(time.perf_counter() - start)
+    peak_memory = peak_resident_gigabytes()  # before the calibration takes its own
+    median, fastest = statistics.median(seconds), min(seconds)
+    return Measurement(images, first, median, fastest, calibrate(), peak_memory)
+
+
+def print_measurements(what: str, results: Mapping[str, Measurement]) -> None:
+    """A table with one row for each workload, by its name."""
+    rows = [
+        (
+            name,
+            f"{result.images}",
+            f"{result.first:.1f} s",
+            f"{result.median:.3f} s",
+            f"{result.fastest:.3f} s",
+            f"{result.images / result.median:.1f}",
+            f"{1000 * result.calibration:.1f} ms",
+            f"{result.median / result.calibration:.1f}",
+            f"{result.peak_memory:.2f} GB",
+        )
+        for name, result in results.items()
+    ]
+    header = ("workload", "batch", f"first {what}", what, "fastest", "images/s", "calibration")
+    print_table((*header, f"{what} / calibration", "peak memory"), rows)
 
 
 def in_fresh_process(function: Callable, *args: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from nvae_tf.model import NVAE
+from nvae_tf.sampling import row_noise
 
 _PNG_CHANNELS = (1, 3, 4)
 
@@ -27,24 +28,11 @@ def make_sample(model: NVAE) -> tf.types.experimental.PolymorphicFunction:
         autograph=False,
     )
     def sample(seed: tf.Tensor, temperature: tf.Tensor) -> dict[str, tf.Tensor]:
-        noise = row_noise(model, seed)
+        noise = row_noise(model, tf.stack([seed, tf.zeros_like(seed)], axis=1))
         logits = model.generate(tf.shape(seed)[0], temperature[:, None], noise)
         return image_outputs(model, model.likelihood(logits).mean())
 
     return sample
-
-
-def row_noise(model: NVAE, seeds: tf.Tensor) -> list[tf.Tensor]:
-    """Standard-normal tensors (B, H_l, W_l, C_z) for all groups, every row from its own seed."""
-    shapes = model.config.latent_shapes
-
-    def one_row(seed: tf.Tensor) -> list[tf.Tensor]:
-        row = model.draw_noise(1, tf.stack([seed, tf.zeros_like(seed)]))
-        return [tensor[0] for tensor in row]
-
-    return tf.map_fn(
-        one_row, seeds, fn_output_signature=[tf.TensorSpec(shape, tf.float32) for shape in shapes]
-    )
 
 
 def image_outputs(model: NVAE, images: tf.Tensor) -> dict[str, tf.Tensor]:

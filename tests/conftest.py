@@ -79,6 +79,13 @@ def tiny_experiment_config(**train_changes) -> ExperimentConfig:
     ).override({"data.resize": True})
 
 
+def small_experiment_config(**train_changes) -> ExperimentConfig:
+    """`tiny_experiment_config` with one scale and plain residual cells, the quickest to trace."""
+    return tiny_experiment_config(**train_changes).override(
+        {"model.num_latent_scales": 1, "model.arch_instance": "res_bnswish"}
+    )
+
+
 def random_images(config: ModelConfig, count: int = 3, seed: int = 0) -> tf.Tensor:
     """Images (B, H, W, C) of the values that the configuration allows."""
     levels = 2**config.num_x_bits

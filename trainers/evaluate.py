@@ -1,15 +1,17 @@
-"""Bounds on the likelihood of held-out images: `python -m trainers.evaluate --workdir=DIR`."""
+"""Measures a trained model on held-out images: `python -m trainers.evaluate --workdir=DIR`."""
 
 from __future__ import annotations
 
-import dataclasses
+import os
 
 from absl import app, flags
-from tqdm import tqdm
 
-from nvae_tf.data import evaluation_batches, load_images
-from nvae_tf.evaluation import LikelihoodEvaluator
+from nvae_tf.data import load_images
+from nvae_tf.evaluation import FeatureExtractor, InceptionFeatures, SavedModelFeatures
+from nvae_tf.files import check_directory_of, write_atomically
+from nvae_tf.sampling import OUTPUTS, group_temperatures
 from nvae_tf.workdir import Workdir, load_model
+from trainers.evaluation import Evaluation, Protocol
 from trainers.programs import define_checkpoint_flag, usage_errors, use_devices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
@@ -21,33 +23,78 @@ _NUM_IMAGES = flags.DEFINE_integer(
 _NUM_IW_SAMPLES = flags.DEFINE_integer(
     "num_iw_samples", 1, "Draws per image for the importance-weighted bound.", lower_bound=1
 )
+_NUM_HIERARCHY_IMAGES = flags.DEFINE_integer(
+    "num_hierarchy_images", 1000, "Images for the use of the hierarchy; 0: leave it out."
+)
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", 0, "Samples for FID, KID, precision and recall (usual: 50000); 0: none."
+)
+_FEATURES = flags.DEFINE_string(
+    "features", "inception", "For these: inception, or a feature extractor as a SavedModel."
+)
+_INCEPTION_WEIGHTS = flags.DEFINE_string(
+    "inception_weights", "imagenet", "Downloaded by Keras, or the path of a file."
+)
+_TEMPERATURE = flags.DEFINE_list("temperature", ["1.0"], "Of these samples, as in nvae-sample.")
+_PIXELS = flags.DEFINE_enum("pixels", "mean", OUTPUTS, "Of these samples, as in nvae-sample.")
+_READJUST_BN = flags.DEFINE_bool("readjust_bn", False, "As in nvae-sample.")
+_REFERENCE_SPLIT = flags.DEFINE_string(
+    "reference_split", None, "What these samples are compared with; default: data.train_split."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images at a time.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of binarisation and draws.", lower_bound=0)
+_PER_IMAGE = flags.DEFINE_string("per_image", None, "CSV file of the bounds for each image.")
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "JSON file of the result; default: evaluation.json in the workdir, or evaluation_best.json.",
+    "JSON file of the result, beside which a report is written as HTML; default: evaluation.json "
+    "in the workdir, or evaluation_best.json.",
 )
+
+
+def make_extractor() -> FeatureExtractor:
+    """The feature extractor that the flags ask for."""
+    if _FEATURES.value == "inception":
+        return InceptionFeatures(_INCEPTION_WEIGHTS.value)
+    return SavedModelFeatures(_FEATURES.value)
 
 
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
-        use_devices()
         workdir = Workdir(_WORKDIR.value)
         config = workdir.read_config()
+        which = _CHECKPOINT.value
+        output = _OUTPUT.value or workdir / (
+            "evaluation_best.json" if which == "best" else "evaluation.json"
+        )
+        report = os.path.splitext(output)[0] + ".html"
+        for path in filter(None, (output, _PER_IMAGE.value)):
+            check_directory_of(path)
+        group_temperatures(config.model, _TEMPERATURE.value)  # raises an error before the work
+        use_devices()
+        extractor = make_extractor() if _NUM_SAMPLES.value else None
         split = _SPLIT.value or config.data.test_split
-        model = load_model(workdir.path, _CHECKPOINT.value)
         images = load_images(config.data, config.model, split)[: _NUM_IMAGES.value]
-        batches = evaluation_batches(images, config.model, _BATCH_SIZE.value, _SEED.value)
-        with tqdm(total=len(images), unit="image", disable=None) as bar:
-            result = LikelihoodEvaluator(model).evaluate(
-                batches, _NUM_IW_SAMPLES.value, _SEED.value, after_batch=bar.update
+        model = load_model(workdir.path, which)
+
+        evaluation = Evaluation(config, model, split, images, _BATCH_SIZE.value, _SEED.value)
+        per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value)
+        if _PER_IMAGE.value:
+            write_atomically(_PER_IMAGE.value, per_image.to_csv())
+        if _NUM_HIERARCHY_IMAGES.value:
+            evaluation.measure_hierarchy(_NUM_HIERARCHY_IMAGES.value)
+        if extractor:
+            protocol = Protocol(
+                num_samples=_NUM_SAMPLES.value,
+                temperature=tuple(map(float, _TEMPERATURE.value)),
+                pixels=_PIXELS.value,
+                readjust_bn=_READJUST_BN.value,
+                reference_split=_REFERENCE_SPLIT.value or config.data.train_split,
+                seed=_SEED.value,
             )
-        fields = {"split": split, **dataclasses.asdict(result)}
-        output = _OUTPUT.value
-        if output is None and _CHECKPOINT.value == "best":
-            output = workdir / "evaluation_best.json"
-        text = workdir.write_evaluation(fields, output, _CHECKPOINT.value)
+            evaluation.measure_sample_quality(protocol, extractor, workdir)
+        text = workdir.write_evaluation(evaluation.result(), output, which)
+        write_atomically(report, evaluation.report(f"{workdir.path}, {which} checkpoint"))
     print(text)
 
 

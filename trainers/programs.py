@@ -30,7 +30,7 @@ def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
         sys.exit(f"Error: unexpected argument {argv[1]!r}; options look like --name=value.")
     try:
         yield
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         message = " ".join(str(error).split())
         sys.exit(f"Error: {message}")
 

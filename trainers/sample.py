@@ -2,61 +2,68 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 
-import numpy as np
-import tensorflow as tf
 from absl import app, flags
 from tqdm import tqdm
 
-from nvae_tf.files import write_atomically
-from nvae_tf.model import NVAE
-from nvae_tf.pictures import encode_png, sheet, to_uint8
-from nvae_tf.workdir import load_model
+from nvae_tf.batch_norm_readjustment import PASSES, readjusted, stored_statistics
+from nvae_tf.pictures import check_image_output, image_writer
+from nvae_tf.sampling import OUTPUTS, Sampler, group_temperatures
+from nvae_tf.workdir import Workdir, load_model
 from trainers.programs import define_checkpoint_flag, usage_errors, use_devices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _CHECKPOINT = define_checkpoint_flag()
-_TEMPERATURE = flags.DEFINE_float(
+_TEMPERATURE = flags.DEFINE_list(
     "temperature",
-    1.0,
-    "Multiplies the prior's scales; lower is more typical and less diverse.",
-    lower_bound=0.0,
+    ["1.0"],
+    "Multiplies the prior's scales; lower is more typical and less diverse. One number, or one for "
+    "each scale or group, from the lowest resolution to the highest: 0.6,0.7,0.8.",
+)
+_READJUST_BN = flags.DEFINE_bool(
+    "readjust_bn",
+    False,
+    f"First fit the batch normalisations to the temperature, with {PASSES} passes in training "
+    "mode. Their result is kept in the workdir and used again, whatever the seed.",
+)
+_PIXELS = flags.DEFINE_enum(
+    "pixels", "mean", OUTPUTS, "Mean of the distribution over images, or a sample of it."
 )
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many images.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same images.", lower_bound=0)
-_OUTPUT = flags.DEFINE_string("output", "samples.png", "The sheet, a PNG file.")
-
-_BATCH = 64
-
-
-def draw_samples(model: NVAE, num_samples: int, temperature: float, seed: int) -> np.ndarray:
-    """Mean images (N, h, w, C) uint8, without padding, of latents drawn from the prior."""
-
-    @tf.function(autograph=False)
-    def draw(seed: tf.Tensor) -> tf.Tensor:
-        noise = model.draw_noise(_BATCH, seed)
-        logits = model.generate(_BATCH, temperature, noise)
-        return model.crop_padding(model.likelihood(logits).mean())
-
-    images = [
-        to_uint8(draw(tf.constant([seed, first], tf.int64)))
-        for first in tqdm(range(0, num_samples, _BATCH), unit="batch", disable=None)
-    ]
-    return np.concatenate(images)[:num_samples]
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    "samples.png",
+    "x.png: one sheet. x.npy: one array, uint8 (N, h, w, C). x/: a directory of PNG files.",
+)
 
 
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
-        directory = os.path.dirname(os.path.abspath(_OUTPUT.value))
-        if not os.path.isdir(directory):
-            raise FileNotFoundError(f"--output: there is no directory {directory!r}.")
-        use_devices()
-        model = load_model(_WORKDIR.value, _CHECKPOINT.value)
-        images = draw_samples(model, _NUM_SAMPLES.value, _TEMPERATURE.value, _SEED.value)
-        write_atomically(_OUTPUT.value, encode_png(sheet(images)))
+        number = _NUM_SAMPLES.value
+        check_image_output(_OUTPUT.value, number)
+        workdir = Workdir(_WORKDIR.value)
+        config = workdir.read_config().model
+        temperatures = group_temperatures(config, _TEMPERATURE.value)
+        with contextlib.ExitStack() as scope:
+            write = scope.enter_context(image_writer(_OUTPUT.value, number, config.content_shape))
+            use_devices()
+            model = load_model(workdir.path, _CHECKPOINT.value)
+            if _READJUST_BN.value:
+                with tqdm(total=PASSES, unit="pass", disable=None) as bar:
+                    statistics = stored_statistics(
+                        workdir / "batch_norm", model, temperatures, after_pass=bar.update
+                    )
+                scope.enter_context(readjusted(model, statistics))
+            sampler = Sampler(model, _PIXELS.value, _BATCH_SIZE.value)
+            with tqdm(total=number, unit="image", disable=None) as bar:
+                for images in sampler.batches(number, temperatures, _SEED.value):
+                    write(images)
+                    bar.update(len(images))
     print(
-        f"{len(images)} samples at temperature {_TEMPERATURE.value}, seed {_SEED.value}: "
+        f"{number} samples at temperature {','.join(_TEMPERATURE.value)}, seed {_SEED.value}: "
         f"{_OUTPUT.value}"
     )
 

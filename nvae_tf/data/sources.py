@@ -17,7 +17,7 @@ from nvae_tf.data.embedded import open_embedded
 from nvae_tf.data.fit import fit
 from nvae_tf.data.folder import open_folder
 from nvae_tf.data.source import Source
-from nvae_tf.data.storage import store
+from nvae_tf.data.storage import cache_directory, store
 from nvae_tf.data.tfds import open_tfds
 from nvae_tf.data.tfrecord import open_tfrecord
 
@@ -53,7 +53,7 @@ def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
         lambda: _batches(source, data, model),
         source.count,
         model.content_shape,
-        data.cache_dir,
+        cache_directory(data),
         hashlib.sha256(identity.encode()).hexdigest()[:32],
     )
     if len(images) == 0:

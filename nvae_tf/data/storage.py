@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import psutil
 
+from nvae_tf.config import DataConfig
+from nvae_tf.files import new_file
+
 _SHARE = 0.5  # of the memory that is available, which images may take
 
 
@@ -25,7 +28,7 @@ def store(
       read: returns the batches (B, H, W, C) uint8; not called if the file is there already.
       count: images in all of them together, or more.
       shape: (H, W, C).
-      directory: of the file; empty: the user's directory for caches.
+      directory: of the file; made if need be.
       name: of the file; other images must have another one.
 
     Returns:
@@ -38,7 +41,6 @@ def store(
             images[filled : filled + len(batch)] = batch
             filled += len(batch)
         return images[:filled]
-    directory = os.path.expanduser(directory) or _default_directory()
     path = os.path.join(directory, f"{name}.uint8")
     if not os.path.exists(path):
         os.makedirs(directory, exist_ok=True)
@@ -49,18 +51,15 @@ def store(
     return np.memmap(path, np.uint8, mode="r", shape=(filled, *shape))
 
 
-def _default_directory() -> str:
+def cache_directory(data: DataConfig) -> str:
+    """Where what can be computed again from a data set is kept: `data.cache_dir`, or ~/.cache."""
+    if data.cache_dir:
+        return os.path.expanduser(data.cache_dir)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(caches, "nvae_tf")
 
 
 def _write(batches: Iterable[np.ndarray], path: str) -> None:
-    temporary = f"{path}.tmp-{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            for batch in batches:
-                file.write(batch.tobytes())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with new_file(path) as temporary, open(temporary, "wb") as file:
+        for batch in batches:
+            file.write(batch.tobytes())

@@ -1,5 +1,24 @@
-"""How good a model is."""
+"""How good a model is, what its groups are used for, and how good its samples are."""
 
-from nvae_tf.evaluation.likelihood import LikelihoodEvaluator, LikelihoodResult
+from nvae_tf.evaluation.features import FeatureExtractor, InceptionFeatures, SavedModelFeatures
+from nvae_tf.evaluation.hierarchy import HierarchyEvaluator, HierarchyResult
+from nvae_tf.evaluation.likelihood import ImageLikelihoods, LikelihoodEvaluator, LikelihoodResult
+from nvae_tf.evaluation.reference import ReferenceFeatures, reference_features
+from nvae_tf.evaluation.report import html_report
+from nvae_tf.evaluation.sample_quality import SampleQualityResult, sample_quality
 
-__all__ = ["LikelihoodEvaluator", "LikelihoodResult"]
+__all__ = [
+    "FeatureExtractor",
+    "HierarchyEvaluator",
+    "HierarchyResult",
+    "ImageLikelihoods",
+    "InceptionFeatures",
+    "LikelihoodEvaluator",
+    "LikelihoodResult",
+    "ReferenceFeatures",
+    "SampleQualityResult",
+    "SavedModelFeatures",
+    "html_report",
+    "reference_features",
+    "sample_quality",
+]

@@ -340,6 +340,14 @@ class KernelBank:
             yield
 
 
+def effective_kernels(layers: Iterable[Convolution]) -> dict[int, tf.Tensor]:
+    """The layers' effective kernels of the moment, for `given_kernels`.
+
+    What runs a model many times with the same weights need not normalise them every time.
+    """
+    return {id(layer): layer.effective_kernel() for layer in layers}
+
+
 @contextlib.contextmanager
 def given_kernels(kernels: dict[int, tf.Tensor]) -> Iterator[None]:
     """In this scope, layers take their effective kernels from there, by their id."""

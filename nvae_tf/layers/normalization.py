@@ -19,29 +19,50 @@ _AXES = [0, 1, 2]
 _tracing = threading.local()
 
 
+class BatchStatistics(dict[int, tf.Tensor]):
+    """A batch's means and unbiased variances (C,), by the `id` of the moving average's variable.
+
+    Attributes:
+      counts: how many values per channel each of them was computed from, by the same `id`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[int, float | tf.Tensor] = {}
+
+
 @contextlib.contextmanager
-def batch_statistics() -> Iterator[dict[int, tf.Tensor]]:
+def batch_statistics() -> Iterator[BatchStatistics]:
     """In this scope no moving average changes; what would have gone into it is collected.
 
     Yields:
-      A dictionary that gets the batch's mean and unbiased variance (C,), by the `id` of the moving
-      average's variable.
+      What gets the statistics while the model is called in training mode.
     """
     outer = getattr(_tracing, "statistics", None)
-    _tracing.statistics = {}
+    _tracing.statistics = BatchStatistics()
     try:
         yield _tracing.statistics
     finally:
         _tracing.statistics = outer
 
 
-def record_statistic(average: keras.Variable, new: tf.Tensor) -> None:
-    """Collects what goes into a moving average (C,); without `batch_statistics`, puts it there."""
+def record_statistic(
+    average: keras.Variable, new: tf.Tensor, count: float | tf.Tensor | None = None
+) -> None:
+    """Collects what goes into a moving average (C,); without `batch_statistics`, puts it there.
+
+    Args:
+      average: the variable.
+      new: the batch's own mean or unbiased variance.
+      count: of the values per channel behind it, where it is known.
+    """
     collected = getattr(_tracing, "statistics", None)
     if collected is None:
         average.assign(MOMENTUM * average + (1 - MOMENTUM) * new)
     else:
         collected[id(average)] = new
+        if count is not None:
+            collected.counts[id(average)] = count
 
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
@@ -106,8 +127,8 @@ class BatchNormalization(keras.layers.Layer):
             y, mean, variance = _normalize_synchronized(x, gamma, beta, offset, self.epsilon, swish)
         count = self.repeats * _replicas() * _values_per_channel(x)
         unbiased = variance * (count / _at_least_1(count - 1))
-        record_statistic(self.moving_mean, mean)
-        record_statistic(self.moving_variance, unbiased)
+        record_statistic(self.moving_mean, mean, count)
+        record_statistic(self.moving_variance, unbiased, count)
         return y
 
     def get_config(self) -> dict:

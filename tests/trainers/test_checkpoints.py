@@ -8,14 +8,14 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.workdir import Workdir
-from tests.conftest import random_images, tiny_experiment_config
+from tests.conftest import random_images, small_experiment_config
 from trainers import experiment, loop
 from trainers.checkpoints import Checkpointer
 from trainers.experiment import train
 from trainers.loop import DivergedError, Trainer
 from trainers.strategies import make_strategy
 
-CONFIG = tiny_experiment_config(keep_checkpoints=2).override({"optimizer.ema_decay": 0.5})
+CONFIG = small_experiment_config(keep_checkpoints=2).override({"optimizer.ema_decay": 0.5})
 
 
 def make(workdir, config=CONFIG):
@@ -116,7 +116,7 @@ def poison(monkeypatch, steps):
 
 def test_a_diverging_run_goes_back_and_learns_more_slowly(tmp_path, monkeypatch, capsys):
     held = poison(monkeypatch, [3])
-    train(tiny_experiment_config(steps=5), Workdir(tmp_path / "run"))
+    train(small_experiment_config(steps=5), Workdir(tmp_path / "run"))
     printed = capsys.readouterr().out
     assert "Back to step 2, with 0.5 times the learning rate (rollback 1 of 3)" in printed
     assert "Back to step 2, with 0.25 times the learning rate (rollback 2 of 3)" in printed
@@ -128,7 +128,7 @@ def test_a_diverging_run_goes_back_and_learns_more_slowly(tmp_path, monkeypatch,
 @pytest.mark.slow
 def test_a_run_that_diverges_again_and_again_ends_with_advice(tmp_path, monkeypatch):
     poison(monkeypatch, [3])
-    config = tiny_experiment_config(steps=5, max_rollbacks=1)
+    config = small_experiment_config(steps=5, max_rollbacks=1)
     with pytest.raises(DivergedError, match=r"1 rollback\(s\) did not help.*learning_rate"):
         train(config, Workdir(tmp_path / "run"))
     model = nvae_tf.load_model(tmp_path / "run")
@@ -144,7 +144,7 @@ def test_a_stop_request_ends_the_run_with_a_checkpoint(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(experiment, "StopRequest", AlreadyAsked)
     workdir = Workdir(tmp_path / "run")
-    train(tiny_experiment_config(checkpoint_every=4), workdir)
+    train(small_experiment_config(checkpoint_every=4), workdir)
     assert "Stopped after step 1. The same command goes on" in capsys.readouterr().out
     assert workdir.latest_checkpoint().endswith("-1")
     assert not os.path.exists(workdir.evaluation)

@@ -49,7 +49,7 @@ def test_a_layer(trainer, diagnose):
 
 
 def test_the_kl_of_a_group(trainer, diagnose, monkeypatch):
-    infer_group = trainer.model._infer_group
+    infer_group = trainer.model.infer_group
 
     def overflowing(group, *args):
         result = infer_group(group, *args)
@@ -57,7 +57,7 @@ def test_the_kl_of_a_group(trainer, diagnose, monkeypatch):
             return result
         return result._replace(kl=result.kl * np.inf, latent=result.latent * np.nan)
 
-    monkeypatch.setattr(trainer.model, "_infer_group", overflowing)
+    monkeypatch.setattr(trainer.model, "infer_group", overflowing)
     assert diagnose() == "the KL of group 1 (scale 0)"
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nvae_tf.layers.normalization import batch_statistics
 from nvae_tf.objective import negative_elbo, objective_terms
-from tests.conftest import random_images, tiny_experiment_config
+from tests.conftest import random_images, small_experiment_config, tiny_experiment_config
 from trainers import loop
 from trainers.loop import Trainer, has_diverged, steps_per_epoch, total_steps
 from trainers.strategies import make_strategy
@@ -22,6 +22,7 @@ def batches(config, count):
 
 
 CONFIG = tiny_experiment_config(steps=100).override({"model.num_nf": 1})
+SMALL = small_experiment_config(steps=100)
 
 
 @functools.cache
@@ -43,6 +44,12 @@ def train(strategy, count, config=CONFIG):
 def one_replica():
     """A trainer after 20 steps, and their metrics."""
     return train("one_device", 20)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Without flows and with a single scale, after 5 steps."""
+    return train("one_device", 5, SMALL)
 
 
 def test_metrics_add_up_to_the_loss(one_replica):
@@ -93,7 +100,7 @@ def test_two_replicas_walk_the_path_of_one(one_replica):
 
 # Without batch normalisation and, as beta is 1, without balancing: both look at the whole of a
 # batch, and with accumulation at the whole of each part.
-PLAIN = CONFIG.override({"model.arch_instance": "res_elu", "train.kl_anneal_portion": 1e-9})
+PLAIN = SMALL.override({"model.arch_instance": "res_elu", "train.kl_anneal_portion": 1e-9})
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +113,7 @@ def plain():
 )
 def test_accumulation_walks_the_path_of_the_whole_batch(plain, strategy, parts):
     config = PLAIN.override({"train.accumulation_steps": parts})
-    assert_same_path(train(strategy, 5, config), plain, balanced=False)
+    assert_same_path(train(strategy, 5, config), plain, rtol=3e-5, balanced=False)
 
 
 @pytest.mark.slow
@@ -129,9 +136,9 @@ def test_accumulated_batch_statistics_are_the_mean_of_the_parts():
         np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_recomputation_changes_nothing_but_memory(one_replica):
-    config = CONFIG.override({"train.recompute": True})
-    assert_same_path(train("one_device", 5, config), one_replica)
+def test_recomputation_changes_nothing_but_memory(small):
+    config = SMALL.override({"train.recompute": True})
+    assert_same_path(train("one_device", 5, config), small)
 
 
 @pytest.mark.slow
@@ -151,7 +158,7 @@ def test_recomputation_on_two_replicas(one_replica):
 )
 def test_clipping_is_of_the_global_gradient(strategy, parts):
     # Without momentum and decay, the first step of AdaMax is -rate g / (|g| + eps).
-    config = CONFIG.override(
+    config = SMALL.override(
         {
             "optimizer.clip_norm": 0.5,
             "optimizer.weight_decay": 0.0,
@@ -184,9 +191,7 @@ def state(trainer):
     ],
 )
 def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, strategy, parts):
-    config = CONFIG.override(
-        {"train.precision": "mixed_float16", "train.accumulation_steps": parts}
-    )
+    config = SMALL.override({"train.precision": "mixed_float16", "train.accumulation_steps": parts})
     trainer = Trainer(config, strategy_of(strategy), num_images=100)
     trainer.guard.loss_scale.assign(64.0)
     poisoned = tf.Variable(-1)  # replica
@@ -220,18 +225,18 @@ def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, stra
 
 @pytest.mark.parametrize(
     "precision, rtol",
-    [("mixed_float16", 5e-3), pytest.param("mixed_bfloat16", 3e-2, marks=pytest.mark.slow)],
+    [pytest.param("mixed_float16", 5e-3, marks=pytest.mark.slow), ("mixed_bfloat16", 3e-2)],
 )
-def test_mixed_precision_stays_near_float32(one_replica, precision, rtol):
-    ours = train("one_device", 5, CONFIG.override({"train.precision": precision}))
-    for a, b in zip(ours[1], one_replica[1]):
+def test_mixed_precision_stays_near_float32(small, precision, rtol):
+    ours = train("one_device", 5, SMALL.override({"train.precision": precision}))
+    for a, b in zip(ours[1], small[1]):
         np.testing.assert_allclose(a.negative_elbo, b.negative_elbo, rtol=rtol)
         assert bool(a.applied)
     assert all(v.dtype == "float32" for v in ours[0].model.variables)
 
 
 def test_the_average_follows_the_weights():
-    config = CONFIG.override({"optimizer.ema_decay": 0.75})
+    config = SMALL.override({"optimizer.ema_decay": 0.75})
     trainer = Trainer(config, strategy_of("one_device"), num_images=100)
     expected = [weight.numpy() for weight in trainer.weights.values()]
     iterator = iter(trainer.distribute(batches(config, 3)))
@@ -250,7 +255,7 @@ def test_the_average_follows_the_weights():
 
 
 def test_several_steps_that_are_not_finite_count_as_diverged():
-    config = tiny_experiment_config(steps=20)
+    config = SMALL
     trainer = Trainer(config, strategy_of("auto"), num_images=100)
     trainer.model.image_head.bias.assign([np.nan])
     trainer.load()

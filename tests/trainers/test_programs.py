@@ -2,34 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-
-def start(module, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(module, *arguments):
-    process = start(module, *arguments)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
-
+from tests.trainers.programs import Program, run
 
 BAD_TRAINING = {
     "unknown preset": (
         ["--preset=nonesuch"],
-        "Unknown preset 'nonesuch'. Known: quickstart, mnist",
+        "Unknown preset 'nonesuch'. Known: quickstart, folder64, mnist",
     ),
     "unknown field": (
         ["--preset=quickstart", "--config.model.num_flows=1"],
@@ -54,11 +37,11 @@ BAD_TRAINING = {
 
 def test_wrong_usage_of_train(tmp_path):
     processes = {
-        case: start("trainers.train", f"--workdir={tmp_path / case}", *arguments)
+        case: Program("trainers.train", f"--workdir={tmp_path / case}", *arguments)
         for case, (arguments, _) in BAD_TRAINING.items()
     }
     for case, (_, message) in BAD_TRAINING.items():
-        out, err = processes[case].communicate(timeout=300)
+        out, err = processes[case].communicate()
         assert processes[case].returncode == 1, case
         assert message in err, (case, err)
         assert "Traceback" not in err, (case, err)
@@ -68,7 +51,7 @@ def test_wrong_usage_of_train(tmp_path):
 def test_sample_writes_the_same_sheet_for_the_same_seed(finished, tmp_path):
     seeds = {"a": 1, "b": 1, "c": 2}
     processes = [
-        start(
+        Program(
             "trainers.sample",
             f"--workdir={finished.path}",
             "--num_samples=5",
@@ -79,7 +62,7 @@ def test_sample_writes_the_same_sheet_for_the_same_seed(finished, tmp_path):
         for name, seed in seeds.items()
     ]
     for process in processes:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate()
         assert process.returncode == 0, err
         assert "5 samples at temperature 0.7" in out
     sheets = {n: tf.io.decode_png((tmp_path / f"{n}.png").read_bytes()).numpy() for n in seeds}
@@ -114,7 +97,7 @@ def test_evaluate_prints_and_writes_json(finished, tmp_path):
     ],
 )
 def test_wrong_usage_of_the_others(tmp_path, module, arguments, message):
-    process = start(module, f"--workdir={tmp_path}", *arguments)
-    _, err = process.communicate(timeout=300)
+    process = Program(module, f"--workdir={tmp_path}", *arguments)
+    _, err = process.communicate()
     assert process.returncode == 1 and message in err and "Traceback" not in err
     assert not os.listdir(tmp_path)

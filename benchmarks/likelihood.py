@@ -1,0 +1,68 @@
+"""What it saves that all draws of an image share one bottom-up pass.
+
+`python -m benchmarks.likelihood`
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from benchmarks.workloads import configurations, in_fresh_process, print_table
+from nvae_tf import NVAE, ExperimentConfig, presets
+from nvae_tf.evaluation import LikelihoodEvaluator
+from trainers.programs import use_devices
+
+_DRAWS = flags.DEFINE_integer("num_iw_samples", 100, "Draws of z per image.", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 16, "Images, as one batch.", lower_bound=1)
+
+
+def measure(config: ExperimentConfig, draws: int, count: int) -> tuple[float, float, float]:
+    """Seconds of the evaluator, and of the whole model run so often; the bounds' difference."""
+    use_devices()
+    model = NVAE(config.model)
+    images = tf.zeros((count, *config.model.image_shape))
+    evaluator = LikelihoodEvaluator(model)
+
+    @tf.function(autograph=False)
+    def whole(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        output = model.infer(images, model.draw_noise(count, seed))
+        log_prob = model.likelihood(output.logits).log_prob(images)
+        return output.log_p - output.log_q + log_prob
+
+    def shared() -> float:
+        return evaluator.evaluate([images], draws).iw_bound
+
+    def repeated() -> float:
+        weights = [whole(images, tf.constant([0, k], tf.int64)) for k in range(draws)]
+        bound = np.log(draws) - np.logaddexp.reduce(np.stack(weights), axis=0)
+        return float(bound.mean())
+
+    seconds, bounds = [], []
+    evaluator.evaluate([images], 1)
+    whole(images, tf.constant([0, 0], tf.int64))
+    for run in (shared, repeated):
+        start = time.perf_counter()
+        bounds.append(run())
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1], abs(bounds[0] - bounds[1])
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    rows = []
+    for name, config in {"quickstart": presets.get("quickstart"), **configurations()}.items():
+        shared, repeated, difference = in_fresh_process(
+            measure, config, _DRAWS.value, _IMAGES.value
+        )
+        ratio = f"{repeated / shared:.2f}"
+        rows.append((name, f"{shared:.1f} s", f"{repeated:.1f} s", ratio, f"{difference:.1e}"))
+    header = ("model", "shared pass", "whole model", "ratio", "difference of the bounds, nats")
+    print_table(header, rows)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,149 @@
+"""Which groups, channels and units a model uses, and what for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.latents import keep_first_groups
+from nvae_tf.model import NVAE
+
+ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over the images, above which it is in use
+
+
+@dataclasses.dataclass(frozen=True)
+class HierarchyResult:
+    """Means over images, in nats per image; L groups, top-down.
+
+    With the first k groups drawn from the posterior and the others from the prior, the sum of
+    `rate[k]` and `distortion[k]` is a bound on -log p(x) as well; with k = L it is the -ELBO.
+    """
+
+    num_images: int
+    kl_per_group: list[float]  # [L]
+    kl_per_channel: list[list[float]]  # [L][C_z]
+    units: list[int]  # [L], latent variables H_l W_l C_z of a group
+    active_units: list[int]  # [L], those whose posterior mean varies by more than 0.01
+    rate: list[float]  # [L + 1], KL of the first k groups
+    distortion: list[float]  # [L + 1], -log p(x|z) with the first k groups from the posterior
+
+    @property
+    def negative_elbo(self) -> list[float]:
+        """[L + 1], rate plus distortion."""
+        return [rate + distortion for rate, distortion in zip(self.rate, self.distortion)]
+
+
+class HierarchyEvaluator:
+    """Measures a model group by group; traces it once, however often it is called.
+
+    Args:
+      model: evaluated with its moving averages, and with the weights of the moment.
+
+    #### References
+
+    Active units: Burda et al., *Importance Weighted Autoencoders*, ICLR 2016, section 5.2. In a
+    hierarchy a unit's posterior mean depends on the groups before it; they are at their means, so
+    that the image alone makes it vary.
+    """
+
+    def __init__(self, model: NVAE):
+        self._model = model
+        images = tf.TensorSpec((None, *model.config.image_shape))
+        self._bottom_up = tf.function(model.bottom_up, input_signature=[images], autograph=False)
+        self._infer = tf.function(self._infer_once, autograph=False, reduce_retracing=True)
+        self._keep = tf.function(self._keep_once, autograph=False, reduce_retracing=True)
+
+    def _infer_once(
+        self, features: list[tf.Tensor], seed: tf.Tensor
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """KL by channel, L of [C_z], and the posterior means, L of [B, H_l, W_l, C_z]."""
+        batch = tf.shape(features[0])[0]
+        output = self._model.infer_from_features(features, self._model.draw_noise(batch, seed))
+        zeros = [tf.zeros([batch, *shape]) for shape in self._model.config.latent_shapes]
+        means = self._model.infer_from_features(features, zeros).latents
+        return output.kl_per_channel, means
+
+    def _keep_once(
+        self, images: tf.Tensor, features: list[tf.Tensor], keep: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """-log p(x|z) [B] and mean images when the first groups come from the posterior."""
+        model, batch = self._model, tf.shape(images)[0]
+        noise = model.draw_noise(batch, seed)
+        logits = keep_first_groups(model, features, tf.fill([batch], keep), noise, noise)
+        likelihood = model.likelihood(logits)
+        return -likelihood.log_prob(images), model.crop_padding(likelihood.mean())
+
+    def evaluate(
+        self,
+        batches: Iterable[tf.Tensor],
+        seed: int = 0,
+        after_batch: Callable[[int], None] | None = None,
+    ) -> HierarchyResult:
+        """Runs L + 3 top-down passes over all batches.
+
+        Args:
+          batches: of images (B, H, W, C), binarised or quantised as in training.
+          seed: of the draws.
+          after_batch: called after each batch with its size, for progress.
+
+        Raises:
+          ValueError: if there are no images.
+        """
+        config = self._model.config
+        groups = config.num_groups
+        count = 0
+        channels = np.zeros((groups, config.num_latent_per_group))
+        distortion = np.zeros(groups + 1)
+        sums = [np.zeros(shape) for shape in config.latent_shapes]
+        squares = [np.zeros(shape) for shape in config.latent_shapes]
+        for number, images in enumerate(batches):
+            features = self._bottom_up(images)
+            own_seed = tf.constant([seed, number], tf.int64)
+            kl_per_channel, means = self._infer(features, own_seed)
+            count += len(images)
+            channels += len(images) * np.stack(kl_per_channel)
+            for group, mean in enumerate(means):
+                values = mean.numpy().astype(np.float64)
+                sums[group] += values.sum(axis=0)
+                squares[group] += np.square(values).sum(axis=0)
+            for keep in range(groups + 1):
+                values, _ = self._keep(images, features, tf.constant(keep), own_seed)
+                distortion[keep] += np.sum(values, dtype=np.float64)
+            if after_batch:
+                after_batch(len(images))
+        if not count:
+            raise ValueError("There are no images to evaluate.")
+        channels /= count
+        variances = [square / count - np.square(s / count) for s, square in zip(sums, squares)]
+        kl_per_group = channels.sum(axis=1)
+        return HierarchyResult(
+            num_images=count,
+            kl_per_group=kl_per_group.tolist(),
+            kl_per_channel=channels.tolist(),
+            units=[variance.size for variance in variances],
+            active_units=[int(np.sum(variance > ACTIVE_VARIANCE)) for variance in variances],
+            rate=np.cumsum([0.0, *kl_per_group]).tolist(),
+            distortion=(distortion / count).tolist(),
+        )
+
+    def strips(self, images: tf.Tensor, seed: int = 0) -> np.ndarray:
+        """What the images become when only the first groups come from the posterior.
+
+        Args:
+          images: (B, H, W, C).
+          seed: of the draws.
+
+        Returns:
+          (L + 1, B, h, w, C) in [0, 1], without padding: the first 0, 1, ... L groups.
+        """
+        features = self._bottom_up(images)
+        own_seed = tf.constant([seed, 0], tf.int64)
+        return np.stack(
+            [
+                self._keep(images, features, tf.constant(keep), own_seed)[1].numpy()
+                for keep in range(self._model.config.num_groups + 1)
+            ]
+        )

@@ -1,0 +1,94 @@
+"""How close generated images are to real ones: FID, KID, precision and recall (SPEC section 7)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from nvae_tf.evaluation.features import FeatureExtractor
+from nvae_tf.evaluation.kernel_distance import kernel_distance
+from nvae_tf.evaluation.moments import Moments, frechet_distance
+from nvae_tf.evaluation.precision_recall import precision_recall
+from nvae_tf.evaluation.reference import MAX_KEPT_FEATURES, ReferenceFeatures
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleQualityResult:
+    """Distances of generated images from real ones, and all that they depend on.
+
+    Two results compare only if the features' fingerprint and all numbers of images are the same.
+    """
+
+    features: str  # name of the feature extractor
+    features_fingerprint: str  # sha256 of its weights
+    num_real: int  # for the FID
+    num_generated: int
+    num_real_kept: int  # for KID, precision and recall
+    num_generated_kept: int
+    seed: int  # of KID's subsets
+    fid: float
+    kid: float  # mean over subsets
+    kid_standard_deviation: float  # over subsets
+    precision: float
+    recall: float
+
+
+def sample_quality(
+    reference: ReferenceFeatures,
+    generated: Iterable[np.ndarray],
+    extractor: FeatureExtractor,
+    seed: int = 0,
+    after_batch: Callable[[int], None] | None = None,
+) -> SampleQualityResult:
+    """Compares generated images with the reference.
+
+    The FID is about all images; KID, precision and recall about the features that the reference
+    has kept and those of the first 10 000 generated images.
+
+    Args:
+      reference: of the real images, computed with the same extractor.
+      generated: batches (B, h, w, C) uint8.
+      extractor: of the features.
+      seed: of KID's subsets.
+      after_batch: called after each batch with its size, for progress.
+
+    Raises:
+      ValueError: if the reference is of another extractor, or there are fewer than four
+        generated images, which precision and recall need.
+    """
+    if reference.extractor_fingerprint != extractor.fingerprint:
+        raise ValueError(
+            "Reference and generated images need the same features: the reference has those of "
+            f"{reference.extractor_fingerprint}, {extractor.name} is {extractor.fingerprint}."
+        )
+    moments = Moments(len(reference.moments.mean))
+    kept: list[np.ndarray] = []
+    for images in generated:
+        features = extractor(images)
+        kept.append(features[: max(0, MAX_KEPT_FEATURES - moments.count)])
+        moments.update(features)
+        if after_batch:
+            after_batch(len(features))
+    if moments.count < 4:
+        raise ValueError(
+            f"Sample quality needs at least 4 generated images, received {moments.count}."
+        )
+    kept_features = np.concatenate(kept)
+    kid, kid_standard_deviation = kernel_distance(reference.features, kept_features, seed=seed)
+    precision, recall = precision_recall(reference.features, kept_features)
+    return SampleQualityResult(
+        features=extractor.name,
+        features_fingerprint=extractor.fingerprint,
+        num_real=reference.moments.count,
+        num_generated=moments.count,
+        num_real_kept=len(reference.features),
+        num_generated_kept=len(kept_features),
+        seed=seed,
+        fid=frechet_distance(reference.moments, moments),
+        kid=kid,
+        kid_standard_deviation=kid_standard_deviation,
+        precision=precision,
+        recall=recall,
+    )

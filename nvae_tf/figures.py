@@ -1,0 +1,134 @@
+"""Figures of where a model's information is, drawn with matplotlib, for TensorBoard and reports.
+
+Groups are numbered top-down: group 0 has the lowest resolution. Each function returns a picture
+(H, W, 3) uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+_LEAST_NATS = 1e-3  # what a logarithmic colour scale shows as nothing
+_SCALE_COLOURS = ("#1b6ca8", "#e07a1f", "#3a8f4d", "#9b3f9b", "#b03a3a", "#5a5a5a")
+
+
+def _new(width: float = 7.0, height: float = 4.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _picture(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def _label_groups(axes: Axes, groups: int) -> None:
+    axes.set_yticks(range(groups), [f"group_{group:02d}" for group in range(groups)])
+    axes.tick_params(axis="y", labelsize=min(9, 300 / groups))
+
+
+def _height(groups: int) -> float:
+    return max(3.0, min(9.0, 1.4 + 0.26 * groups))
+
+
+def kl_bars(kl_per_group: Sequence[float], scales: Sequence[int]) -> np.ndarray:
+    """The KL of every group as a bar, coloured by scale.
+
+    Args:
+      kl_per_group: L values, nats, top-down.
+      scales: of the groups; 0 is the highest resolution.
+    """
+    figure, axes = _new()
+    for scale in dict.fromkeys(scales):
+        groups = [group for group, own in enumerate(scales) if own == scale]
+        axes.bar(
+            groups,
+            [kl_per_group[group] for group in groups],
+            color=_SCALE_COLOURS[scale % len(_SCALE_COLOURS)],
+            label=f"scale {scale}",
+        )
+    axes.set_xlabel("group, top-down")
+    axes.set_ylabel("KL, nats per image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    return _picture(figure)
+
+
+def rate_curve(kl_per_group: Sequence[float]) -> np.ndarray:
+    """The nats of the first k groups together, against k."""
+    figure, axes = _new()
+    axes.step(range(len(kl_per_group) + 1), np.cumsum([0.0, *kl_per_group]), where="post")
+    axes.set_xlabel("first k groups, top-down")
+    axes.set_ylabel("KL, nats per image, summed")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
+    return _picture(figure)
+
+
+def kl_over_time(steps: Sequence[int], kl: np.ndarray) -> np.ndarray:
+    """A heat map of the KL of every group in the course of training, on a logarithmic scale.
+
+    Args:
+      steps: T step numbers, rising.
+      kl: (T, L), nats; what is below 0.001 has the darkest colour.
+    """
+    groups = kl.shape[1]
+    figure, axes = _new(height=_height(groups))
+    _heat_map(figure, axes, kl.T, "KL, nats per image")
+    _label_groups(axes, groups)
+    ticks = np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).round().astype(int))
+    axes.set_xticks(ticks, [f"{steps[tick]:,}" for tick in ticks])
+    axes.set_xlabel("step")
+    return _picture(figure)
+
+
+def kl_by_channel(kl_per_channel: Sequence[np.ndarray]) -> np.ndarray:
+    """A heat map of the KL of every channel of every group, on a logarithmic scale.
+
+    Args:
+      kl_per_channel: L arrays (C_z,), nats.
+    """
+    figure, axes = _new(height=_height(len(kl_per_channel)))
+    _heat_map(figure, axes, np.stack(kl_per_channel), "KL, nats per image")
+    _label_groups(axes, len(kl_per_channel))
+    axes.set_xlabel("channel")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _picture(figure)
+
+
+def _heat_map(figure: Figure, axes: Axes, values: np.ndarray, label: str) -> None:
+    values = np.where(np.isfinite(values), np.maximum(values, _LEAST_NATS), np.nan)
+    largest = np.nanmax(values, initial=10 * _LEAST_NATS)
+    image = axes.imshow(
+        values,
+        aspect="auto",
+        interpolation="nearest",
+        cmap="viridis",
+        norm=LogNorm(_LEAST_NATS, largest),
+    )
+    figure.colorbar(image, ax=axes, label=label)
+
+
+def rate_distortion(rate: Sequence[float], distortion: Sequence[float]) -> np.ndarray:
+    """Distortion against rate when the first 0, 1, … L groups come from the posterior.
+
+    Args:
+      rate: L + 1 values: KL of these groups, nats.
+      distortion: L + 1 values: -log p(x|z), nats.
+    """
+    figure, axes = _new()
+    axes.plot(rate, distortion, marker="o", markersize=4)
+    for groups in dict.fromkeys((0, 1, len(rate) // 2, len(rate) - 1)):
+        point = (rate[groups], distortion[groups])
+        axes.annotate(f"{groups}", point, textcoords="offset points", xytext=(6, 6))
+    axes.set_xlabel("rate: KL of the first k groups, nats")
+    axes.set_ylabel("distortion: -log p(x|z), nats")
+    return _picture(figure)

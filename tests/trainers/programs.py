@@ -1,0 +1,56 @@
+"""Programs in processes of their own, which need not import TensorFlow again: it takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pathlib
+import runpy
+import sys
+import tempfile
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["tensorflow", "tensorflow_probability", "keras"])
+
+
+def _run(module: str, arguments: list[str], directory: str) -> None:
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+class Program:
+    """`python -m module arguments`, started.
+
+    Attributes:
+      returncode: of the process, after `communicate`.
+    """
+
+    def __init__(self, module: str, *arguments: object):
+        self._directory = tempfile.TemporaryDirectory()
+        self._process = _processes.Process(
+            target=_run, args=(module, list(map(str, arguments)), self._directory.name)
+        )
+        self._process.start()
+        self.returncode: int | None = None
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """Waits for the end; returns standard output and standard error."""
+        self._process.join(timeout)
+        if self._process.is_alive():
+            self._process.kill()
+            raise TimeoutError(f"still running after {timeout} s")
+        self.returncode = self._process.exitcode
+        directory = pathlib.Path(self._directory.name)
+        out, err = ((directory / name).read_text() for name in ("out", "err"))
+        self._directory.cleanup()
+        return out, err
+
+
+def run(module: str, *arguments: object) -> str:
+    """The standard output of a program that must succeed."""
+    program = Program(module, *arguments)
+    out, err = program.communicate()
+    assert program.returncode == 0, err
+    return out

@@ -1,0 +1,170 @@
+"""Shows what the latent groups hold: `python -m trainers.latents --workdir=DIR --mode=MODE`.
+
+Every mode makes a grid of pictures:
+
+  reconstruct   images above their reconstructions
+  interpolate   a row from each image, or seed, to the next
+  traverse      a row for each channel of a group, whose value goes across its prior
+  vary          a row for each number of groups that are kept of an image: the image, then
+                itself with the other groups drawn anew
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+from tqdm import tqdm
+
+from nvae_tf.config import ModelConfig
+from nvae_tf.data import load_images, preprocess
+from nvae_tf.exploration import Explorer, check_indices
+from nvae_tf.files import write_atomically
+from nvae_tf.pictures import ANIMATIONS, check_grid_output, encode_grid
+from nvae_tf.sampling import group_temperatures
+from nvae_tf.workdir import Workdir, load_model
+from trainers.programs import define_checkpoint_flag, usage_errors, use_devices
+
+_FLAGS_OF_MODE = {
+    "reconstruct": ("images",),
+    "interpolate": ("images", "seeds", "groups", "steps", "temperature"),
+    "traverse": ("images", "seeds", "groups", "channels", "steps", "deviations", "temperature"),
+    "vary": ("images", "seeds", "keep_groups", "temperature"),
+}
+_DEFAULT_IMAGES = {"reconstruct": 8, "interpolate": 2, "traverse": 1, "vary": 1}
+_ANIMATED = ("interpolate", "traverse")
+_DRAWS = 7
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_CHECKPOINT = define_checkpoint_flag()
+_MODE = flags.DEFINE_enum("mode", None, list(_FLAGS_OF_MODE), "What to show.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    "latents.png",
+    "A sheet, x.png; or of interpolate and traverse an animation from column to column and back, "
+    "x.gif or x.webp.",
+)
+_IMAGES = flags.DEFINE_list(
+    "images", None, "Numbers of images of the run's test split, from 0; default: the first ones."
+)
+_SEEDS = flags.DEFINE_list(
+    "seeds",
+    None,
+    "interpolate, traverse: of samples instead of images. vary: of the draws, a column for each; "
+    f"default: 0 to {_DRAWS - 1}. It is the first image that nvae-sample draws for a seed.",
+)
+_GROUPS = flags.DEFINE_list(
+    "groups",
+    None,
+    "Numbers of groups, 0 at the top. interpolate: the ones that move, default all. traverse: "
+    "whose channels, default 0.",
+)
+_CHANNELS = flags.DEFINE_list("channels", None, "traverse: of the group; default: all.")
+_KEEP_GROUPS = flags.DEFINE_list(
+    "keep_groups", None, "vary: how many groups are kept; default: none, one, … all."
+)
+_STEPS = flags.DEFINE_integer("steps", 8, "Columns of interpolate and traverse.", lower_bound=2)
+_DEVIATIONS = flags.DEFINE_float(
+    "deviations", 3.0, "traverse: from minus to plus so many of the prior's.", lower_bound=0.0
+)
+_TEMPERATURE = flags.DEFINE_list(
+    "temperature", ["1.0"], "Of what is drawn from the prior: one, or one per scale or group."
+)
+
+
+def integers(flag: flags.FlagHolder, default: range, limit: int) -> list[int]:
+    """The flag's numbers, 0 to limit - 1, or the default.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    if flag.value is None:
+        return list(default)
+    try:
+        values = [int(text) for text in flag.value]
+    except ValueError as error:
+        raise ValueError(f"--{flag.name} must be integers, received {flag.value}.") from error
+    if not values:
+        raise ValueError(f"--{flag.name} must not be empty.")
+    check_indices(f"--{flag.name}", values, limit)
+    return values
+
+
+def check_flags(mode: str) -> None:
+    """Raises a ValueError for flags that the mode has no use for."""
+    known = {name for names in _FLAGS_OF_MODE.values() for name in names}
+    for name in sorted(known - set(_FLAGS_OF_MODE[mode])):
+        if flags.FLAGS[name].present:
+            raise ValueError(
+                f"--mode={mode} has no use for --{name}, only for "
+                f"--{', --'.join(_FLAGS_OF_MODE[mode])}."
+            )
+    if mode in _ANIMATED and _IMAGES.value is not None and _SEEDS.value is not None:
+        raise ValueError("Choose between --images and --seeds.")
+    if mode not in _ANIMATED and _OUTPUT.value.endswith(ANIMATIONS):
+        raise ValueError(f"Only {' and '.join(_ANIMATED)} make animations; end --output in .png.")
+
+
+def as_model_sees(images: np.ndarray, numbers: list[int], config: ModelConfig) -> tf.Tensor:
+    """Chosen images (N, H, W, C), each binarised in the same way whatever the others are."""
+    return tf.concat([preprocess(images[i : i + 1], config, [0, i]) for i in numbers], axis=0)
+
+
+def main(argv: list[str]) -> None:
+    with usage_errors(argv):
+        mode = _MODE.value
+        check_flags(mode)
+        workdir = Workdir(_WORKDIR.value)
+        config = workdir.read_config()
+        num_groups = config.model.num_groups
+        temperatures = group_temperatures(config.model, _TEMPERATURE.value)
+        seeds = integers(_SEEDS, range(_DRAWS), 2**63)
+        groups = integers(_GROUPS, range(num_groups if mode == "interpolate" else 1), num_groups)
+        latents = config.model.num_latent_per_group
+        channels = integers(_CHANNELS, range(latents), latents)
+        keep_groups = integers(_KEEP_GROUPS, range(num_groups + 1), num_groups + 1)
+        check_grid_output(_OUTPUT.value, config.model.image_shape[-1])
+        use_devices()
+        from_seeds = mode in _ANIMATED and _SEEDS.value is not None
+        if not from_seeds:
+            stored = load_images(config.data, config.model, config.data.test_split)
+            numbers = integers(_IMAGES, range(_DEFAULT_IMAGES[mode]), len(stored))
+            images = as_model_sees(stored, numbers, config.model)
+            originals = stored[numbers]
+        if mode == "interpolate" and len(seeds if from_seeds else numbers) < 2:
+            raise ValueError("An interpolation needs two --images or --seeds, or more.")
+
+        model = load_model(workdir.path, _CHECKPOINT.value)
+        with tqdm(unit="image", disable=None) as bar:
+            explorer = Explorer(model, after_batch=bar.update)
+            if mode == "reconstruct":
+                grid = np.stack([originals, explorer.reconstruct(images)])
+            elif mode == "interpolate" and from_seeds:
+                grid = explorer.interpolate_seeds(seeds, _STEPS.value, temperatures, groups)
+            elif mode == "interpolate":
+                grid = explorer.interpolate_images(images, _STEPS.value, groups)
+            elif mode == "traverse":
+                bases = (
+                    explorer.draw(seeds, temperatures) if from_seeds else explorer.encode(images)
+                )
+                values = np.linspace(-_DEVIATIONS.value, _DEVIATIONS.value, _STEPS.value)
+                grid = np.concatenate(
+                    [explorer.traverse(bases, group, channels, values) for group in groups]
+                )
+            else:
+                varied = explorer.vary(images, keep_groups, seeds, temperatures)
+                first = np.repeat(originals, len(keep_groups), axis=0)
+                grid = np.concatenate([first[:, None], varied], axis=1)
+        write_atomically(_OUTPUT.value, encode_grid(grid, os.path.splitext(_OUTPUT.value)[1]))
+    print(f"{mode}, {grid.shape[0]} rows of {grid.shape[1]}: {_OUTPUT.value}")
+
+
+def run() -> None:
+    """Entry point of `nvae-latents`."""
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()
