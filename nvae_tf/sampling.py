@@ -9,6 +9,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from nvae_tf.config import ModelConfig
+from nvae_tf.layers.convolution import effective_kernels, given_kernels
 from nvae_tf.model import NVAE
 from nvae_tf.pictures import to_uint8
 
@@ -120,10 +121,13 @@ class Sampler:
         self._batch_size = batch_size
         self._draw = tf.function(self._draw_batch, autograph=False)
 
-    def _draw_batch(self, seeds: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
+    def _draw_batch(
+        self, kernels: dict[int, tf.Tensor], seeds: tf.Tensor, temperature: tf.Tensor
+    ) -> tf.Tensor:
         """Images (B, h, w, C) in [0, 1], of seeds (B, 2) and temperatures (L,)."""
         model = self._model
-        logits = model.generate(self._batch_size, temperature, row_noise(model, seeds))
+        with given_kernels(kernels):
+            logits = model.generate(self._batch_size, temperature, row_noise(model, seeds))
         if self._output == "mean":
             images = model.likelihood(logits).mean()
         else:
@@ -152,8 +156,9 @@ class Sampler:
         return self._batches(number, temperatures, seed)
 
     def _batches(self, number: int, temperature: tf.Tensor, seed: int) -> Iterator[np.ndarray]:
+        kernels = effective_kernels(self._model.convolutions())
         for first in range(0, number, self._batch_size):
             indices = np.arange(first, first + self._batch_size, dtype=np.int64)
             seeds = np.stack([np.full_like(indices, seed), indices], axis=1)
-            images = self._draw(tf.constant(seeds), temperature)
+            images = self._draw(kernels, tf.constant(seeds), temperature)
             yield to_uint8(images)[: number - first]

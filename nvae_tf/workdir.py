@@ -19,6 +19,7 @@ CHECKPOINTS = ("latest", "best")
 _CONFIG = "config.json"
 # What may change from one start of a run to the next: how long it goes on, what it writes, where.
 _CHANGEABLE = (
+    "data.cache_dir",
     "data.data_dir",
     "train.epochs",
     "train.steps",

@@ -59,6 +59,7 @@ SLOW = {
     "vanilla_with_flow",
     "wider_decoder",
     "wider_encoder",
+    "uneven_widths",
     "three_scales",
     "no_preprocess_block",
     "more_cells",

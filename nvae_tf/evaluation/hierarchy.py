@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.latents import keep_first_groups
+from nvae_tf.layers.convolution import effective_kernels, given_kernels
 from nvae_tf.model import NVAE
 
 ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over the images, above which it is in use
@@ -51,28 +52,39 @@ class HierarchyEvaluator:
 
     def __init__(self, model: NVAE):
         self._model = model
-        images = tf.TensorSpec((None, *model.config.image_shape))
-        self._bottom_up = tf.function(model.bottom_up, input_signature=[images], autograph=False)
+        self._bottom_up = tf.function(self._bottom_up_once, autograph=False, reduce_retracing=True)
         self._infer = tf.function(self._infer_once, autograph=False, reduce_retracing=True)
         self._keep = tf.function(self._keep_once, autograph=False, reduce_retracing=True)
 
+    def _bottom_up_once(self, kernels: dict[int, tf.Tensor], images: tf.Tensor) -> list[tf.Tensor]:
+        with given_kernels(kernels):
+            return self._model.bottom_up(images)
+
     def _infer_once(
-        self, features: list[tf.Tensor], seed: tf.Tensor
+        self, kernels: dict[int, tf.Tensor], features: list[tf.Tensor], seed: tf.Tensor
     ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """KL by channel, L of [C_z], and the posterior means, L of [B, H_l, W_l, C_z]."""
         batch = tf.shape(features[0])[0]
-        output = self._model.infer_from_features(features, self._model.draw_noise(batch, seed))
         zeros = [tf.zeros([batch, *shape]) for shape in self._model.config.latent_shapes]
-        means = self._model.infer_from_features(features, zeros).latents
+        noise = self._model.draw_noise(batch, seed)
+        with given_kernels(kernels):
+            output = self._model.infer_from_features(features, noise)
+            means = self._model.infer_from_features(features, zeros).latents
         return output.kl_per_channel, means
 
     def _keep_once(
-        self, images: tf.Tensor, features: list[tf.Tensor], keep: tf.Tensor, seed: tf.Tensor
+        self,
+        kernels: dict[int, tf.Tensor],
+        images: tf.Tensor,
+        features: list[tf.Tensor],
+        keep: tf.Tensor,
+        seed: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """-log p(x|z) [B] and mean images when the first groups come from the posterior."""
         model, batch = self._model, tf.shape(images)[0]
         noise = model.draw_noise(batch, seed)
-        logits = keep_first_groups(model, features, tf.fill([batch], keep), noise, noise)
+        with given_kernels(kernels):
+            logits = keep_first_groups(model, features, tf.fill([batch], keep), noise, noise)
         likelihood = model.likelihood(logits)
         return -likelihood.log_prob(images), model.crop_padding(likelihood.mean())
 
@@ -93,6 +105,7 @@ class HierarchyEvaluator:
           ValueError: if there are no images.
         """
         config = self._model.config
+        kernels = effective_kernels(self._model.convolutions())
         groups = config.num_groups
         count = 0
         channels = np.zeros((groups, config.num_latent_per_group))
@@ -100,9 +113,9 @@ class HierarchyEvaluator:
         sums = [np.zeros(shape) for shape in config.latent_shapes]
         squares = [np.zeros(shape) for shape in config.latent_shapes]
         for number, images in enumerate(batches):
-            features = self._bottom_up(images)
+            features = self._bottom_up(kernels, images)
             own_seed = tf.constant([seed, number], tf.int64)
-            kl_per_channel, means = self._infer(features, own_seed)
+            kl_per_channel, means = self._infer(kernels, features, own_seed)
             count += len(images)
             channels += len(images) * np.stack(kl_per_channel)
             for group, mean in enumerate(means):
@@ -110,7 +123,7 @@ class HierarchyEvaluator:
                 sums[group] += values.sum(axis=0)
                 squares[group] += np.square(values).sum(axis=0)
             for keep in range(groups + 1):
-                values, _ = self._keep(images, features, tf.constant(keep), own_seed)
+                values, _ = self._keep(kernels, images, features, tf.constant(keep), own_seed)
                 distortion[keep] += np.sum(values, dtype=np.float64)
             if after_batch:
                 after_batch(len(images))
@@ -139,11 +152,12 @@ class HierarchyEvaluator:
         Returns:
           (L + 1, B, h, w, C) in [0, 1], without padding: the first 0, 1, ... L groups.
         """
-        features = self._bottom_up(images)
+        kernels = effective_kernels(self._model.convolutions())
+        features = self._bottom_up(kernels, images)
         own_seed = tf.constant([seed, 0], tf.int64)
         return np.stack(
             [
-                self._keep(images, features, tf.constant(keep), own_seed)[1].numpy()
+                self._keep(kernels, images, features, tf.constant(keep), own_seed)[1].numpy()
                 for keep in range(self._model.config.num_groups + 1)
             ]
         )

@@ -2,11 +2,16 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import nvae_tf
+from nvae_tf.data import load_images
+from nvae_tf.sampling import Sampler
+from nvae_tf.workdir import Workdir
 from tests.trainers.programs import Program, run
 
 BAD_TRAINING = {
@@ -71,13 +76,34 @@ def test_sample_writes_the_same_sheet_for_the_same_seed(finished, tmp_path):
     assert np.any(sheets["a"] != sheets["c"])
 
 
-def test_evaluate_prints_and_writes_json(finished, tmp_path):
-    path = tmp_path / "result.json"
+@pytest.fixture
+def extractor(tmp_path):
+    """A SavedModel whose features are the means of an image's rows."""
+    module = tf.Module()
+    module.serve = tf.function(
+        lambda images: tf.reduce_mean(images, axis=[2, 3]),
+        input_signature=[tf.TensorSpec([None, None, None, 1])],
+    )
+    tf.saved_model.save(module, str(tmp_path / "extractor"), {"serving_default": module.serve})
+    return tmp_path / "extractor"
+
+
+def test_evaluate_measures_all_that_was_asked_for(finished, tmp_path, extractor):
+    workdir = Workdir(tmp_path / "run")
+    shutil.copytree(finished.path, workdir.path)
+    cache = str(tmp_path / "cache")
+    workdir.write_config(workdir.read_config().override({"data.cache_dir": cache}))
+    path, table = tmp_path / "result.json", tmp_path / "images.csv"
     out = run(
         "trainers.evaluate",
-        f"--workdir={finished.path}",
+        f"--workdir={workdir.path}",
         "--num_iw_samples=3",
         "--num_images=20",
+        "--num_samples=30",
+        "--temperature=0.5,0.7",
+        f"--features={extractor}",
+        "--reference_split=test",
+        f"--per_image={table}",
         f"--output={path}",
     )
     printed, written = json.loads(out), json.loads(path.read_text())
@@ -85,6 +111,35 @@ def test_evaluate_prints_and_writes_json(finished, tmp_path):
     assert printed["num_images"] == 20 and printed["num_iw_samples"] == 3
     assert printed["split"] == "test"
     assert printed["iw_bound"] < printed["negative_elbo"] + 1
+    # The same images, draws by draws.
+    lines = table.read_text().splitlines()
+    assert lines[0] == "image,negative_elbo,iw_bound,reconstruction,kl_00,kl_01,kl_02"
+    columns = np.array([[float(value) for value in line.split(",")] for line in lines[1:]])
+    assert columns[:, 0].tolist() == list(range(20))
+    assert columns[:, 1].mean() == pytest.approx(printed["negative_elbo"], abs=1e-4)
+    np.testing.assert_allclose(columns[:, 3:].sum(axis=1), columns[:, 1], atol=1e-4)
+
+    hierarchy = printed["hierarchy"]
+    assert len(hierarchy["distortion"]) == 4 and hierarchy["num_images"] == 20
+    # Of one draw instead of three.
+    assert hierarchy["negative_elbo"][-1] == pytest.approx(printed["negative_elbo"], rel=0.05)
+
+    quality = printed["sample_quality"]
+    assert quality["num_real"] == 1000 and quality["num_generated"] == 30
+    assert quality["protocol"]["temperature"] == [0.5, 0.7]
+    assert len(os.listdir(cache)) == 1
+    images = load_images(workdir.read_config().data, workdir.read_config().model, "test")
+    sampler = Sampler(nvae_tf.load_model(workdir.path), batch_size=30)
+    (samples,) = sampler.batches(30, [0.5, 0.7])
+    real, fake = (np.mean(x / 255, axis=(2, 3)) for x in (images, samples))
+    # Independent of ours: the trace of a product's root, by its eigenvalues.
+    covariances = [np.cov(features.T) for features in (real, fake)]
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0))
+    expected = np.sum((real.mean(0) - fake.mean(0)) ** 2)
+    expected += sum(map(np.trace, covariances)) - 2 * roots.sum()
+    assert quality["fid"] == pytest.approx(expected, rel=1e-2)
+    page = (tmp_path / "result.html").read_text()
+    assert page.count("data:image/png") == 7 and "kid_standard_deviation" in page
 
 
 @pytest.mark.parametrize(
@@ -98,6 +153,24 @@ def test_evaluate_prints_and_writes_json(finished, tmp_path):
 )
 def test_wrong_usage_of_the_others(tmp_path, module, arguments, message):
     process = Program(module, f"--workdir={tmp_path}", *arguments)
+    _, err = process.communicate()
+    assert process.returncode == 1 and message in err and "Traceback" not in err
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--per_image=no/such/x.csv", "there is no directory"),
+        ("--temperature=1,2,3,4,5", "temperature must be one number"),
+        ("--features=no/such/model", "no/such/model"),
+    ],
+)
+def test_wrong_usage_of_evaluate(finished, tmp_path, argument, message):
+    output = f"--output={tmp_path / 'result.json'}"
+    process = Program(
+        "trainers.evaluate", f"--workdir={finished.path}", "--num_samples=9", output, argument
+    )
     _, err = process.communicate()
     assert process.returncode == 1 and message in err and "Traceback" not in err
     assert not os.listdir(tmp_path)
