@@ -55,7 +55,7 @@ def _quickstart() -> ExperimentConfig:
 
 
 def _folder64() -> ExperimentConfig:
-    """Colour pictures in a directory, for a first look in some minutes on two CPU cores."""
+    """Colour pictures in a directory, for a first look in about ten minutes on two CPU cores."""
     return ExperimentConfig(
         model=ModelConfig(
             image_shape=(64, 64, 3),
@@ -78,11 +78,11 @@ def _folder64() -> ExperimentConfig:
         data=DataConfig(name="folder", center_crop=True, resize=True, flip=True),
         optimizer=OptimizerConfig(warmup_epochs=1),
         train=TrainConfig(
-            steps=1000,
+            steps=600,
             global_batch_size=32,
-            checkpoint_every=250,
+            checkpoint_every=200,
             log_every=25,
-            image_every=250,
+            image_every=200,
         ),
     )
 
