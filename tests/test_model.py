@@ -53,8 +53,9 @@ OPTIONS = {
 }
 
 
-# Combinations of what the others cover one by one.
+# Combinations of what the others cover one by one, and operation lists that differ in one word.
 SLOW = {
+    *(set(ARCHITECTURES) - {"res_mbconv", "res_elu", "res_bnswish"}),
     "two_flow_pairs",
     "vanilla_with_flow",
     "wider_decoder",

@@ -95,6 +95,7 @@ def saved_model_cli(*arguments):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_saved_model_cli(version, tmp_path):
     shown = saved_model_cli("show", f"--dir={version}", "--tag_set=serve", "--signature_def=sample")
     for line in ("inputs['seed']", "inputs['temperature']", "outputs['image']", "DT_UINT8"):
