@@ -11,9 +11,8 @@ from absl import app, flags
 from benchmarks.workloads import (
     Measurement,
     configurations,
-    in_fresh_process,
     measure,
-    print_measurements,
+    measure_workloads,
 )
 from nvae_tf import NVAE
 from nvae_tf.config import ExperimentConfig
@@ -44,12 +43,7 @@ def measure_sampling(config: ExperimentConfig, repeats: int) -> Measurement:
 
 def main(argv: list[str]) -> None:
     del argv
-    chosen = {name: configurations()[name] for name in _WORKLOADS.value}
-    results = {
-        name: in_fresh_process(measure_sampling, config, _REPEATS.value)
-        for name, config in chosen.items()
-    }
-    print_measurements("samples", results)
+    measure_workloads("samples", _WORKLOADS.value, measure_sampling, _REPEATS.value)
 
 
 if __name__ == "__main__":

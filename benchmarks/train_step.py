@@ -12,9 +12,8 @@ from absl import app, flags
 from benchmarks.workloads import (
     Measurement,
     configurations,
-    in_fresh_process,
     measure,
-    print_measurements,
+    measure_workloads,
     random_pictures,
 )
 from nvae_tf.config import ExperimentConfig
@@ -42,12 +41,7 @@ def measure_training(config: ExperimentConfig, steps: int) -> Measurement:
 
 def main(argv: list[str]) -> None:
     del argv
-    chosen = {name: configurations()[name] for name in _WORKLOADS.value}
-    results = {
-        name: in_fresh_process(measure_training, config, _STEPS.value)
-        for name, config in chosen.items()
-    }
-    print_measurements("step", results)
+    measure_workloads("step", _WORKLOADS.value, measure_training, _STEPS.value)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,15 @@ def peak_resident_gigabytes() -> float:
     return 1024 * int(match[1]) / 1e9
 
 
+def measure_workloads(
+    what: str, names: Sequence[str], function: Callable[..., Measurement], repeats: int
+) -> None:
+    """Prints the table of a function of a configuration, each in a process of its own."""
+    chosen = {name: configurations()[name] for name in names}
+    results = {name: in_fresh_process(function, config, repeats) for name, config in chosen.items()}
+    print_measurements(what, results)
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a Markdown table with the columns aligned."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]

@@ -18,6 +18,16 @@ _BINARISED_28X28: dict[str, Any] = {
     "likelihood": "bernoulli",
     "num_x_bits": 1,
 }
+# Few and plain cells.
+_CHEAP_ON_CPUS: dict[str, Any] = {
+    "num_preprocess_blocks": 2,
+    "num_preprocess_cells": 1,
+    "num_postprocess_blocks": 2,
+    "num_postprocess_cells": 1,
+    "num_cell_per_cond_enc": 1,
+    "num_cell_per_cond_dec": 1,
+    "arch_instance": "res_bnswish",
+}
 
 
 def _quickstart() -> ExperimentConfig:
@@ -35,13 +45,7 @@ def _quickstart() -> ExperimentConfig:
             num_latent_per_group=8,
             num_channels_enc=6,
             num_channels_dec=6,
-            num_preprocess_blocks=2,
-            num_preprocess_cells=1,
-            num_postprocess_blocks=2,
-            num_postprocess_cells=1,
-            num_cell_per_cond_enc=1,
-            num_cell_per_cond_dec=1,
-            arch_instance="res_bnswish",
+            **_CHEAP_ON_CPUS,
         ),
         optimizer=OptimizerConfig(warmup_epochs=0.5),
         train=TrainConfig(
@@ -67,13 +71,7 @@ def _folder64() -> ExperimentConfig:
             num_latent_per_group=12,
             num_channels_enc=12,
             num_channels_dec=12,
-            num_preprocess_blocks=2,
-            num_preprocess_cells=1,
-            num_postprocess_blocks=2,
-            num_postprocess_cells=1,
-            num_cell_per_cond_enc=1,
-            num_cell_per_cond_dec=1,
-            arch_instance="res_bnswish",
+            **_CHEAP_ON_CPUS,
         ),
         data=DataConfig(name="folder", center_crop=True, resize=True, flip=True),
         optimizer=OptimizerConfig(warmup_epochs=1),
