@@ -6,7 +6,7 @@ Groups are numbered top-down: group 0 has the lowest resolution. Each function r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,8 +19,9 @@ _LEAST_NATS = 1e-3  # what a logarithmic colour scale shows as nothing
 _SCALE_COLOURS = ("#1b6ca8", "#e07a1f", "#3a8f4d", "#9b3f9b", "#b03a3a", "#5a5a5a")
 
 
-def _new(width: float = 7.0, height: float = 4.0) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+def _new(width: float = 5.0, height: float = 3.0) -> tuple[Figure, Axes]:
+    """700 pixels wide, with letters that can be read at half that size, as TensorBoard shows it."""
+    figure = Figure(figsize=(width, height), dpi=140, layout="constrained")
     return figure, figure.add_subplot()
 
 
@@ -30,13 +31,18 @@ def _picture(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def _label_groups(axes: Axes, groups: int) -> None:
-    axes.set_yticks(range(groups), [f"group_{group:02d}" for group in range(groups)])
-    axes.tick_params(axis="y", labelsize=min(9, 300 / groups))
+def _label_groups(axes: Axes, groups: int, collapsed: Collection[int]) -> None:
+    names = [f"{group:02d}" for group in range(groups)]
+    for group in collapsed:
+        names[group] = f"collapsed {names[group]}"
+    axes.set_yticks(range(groups), names)
+    axes.set_ylabel("group, top-down")
+    for group in collapsed:
+        axes.get_yticklabels()[group].set(color="#c00000", fontweight="bold")
 
 
 def _height(groups: int) -> float:
-    return max(3.0, min(9.0, 1.4 + 0.26 * groups))
+    return max(3.0, 0.9 + 0.19 * groups)
 
 
 def kl_bars(kl_per_group: Sequence[float], scales: Sequence[int]) -> np.ndarray:
@@ -65,7 +71,7 @@ def kl_bars(kl_per_group: Sequence[float], scales: Sequence[int]) -> np.ndarray:
 def rate_curve(kl_per_group: Sequence[float]) -> np.ndarray:
     """The nats of the first k groups together, against k."""
     figure, axes = _new()
-    axes.step(range(len(kl_per_group) + 1), np.cumsum([0.0, *kl_per_group]), where="post")
+    axes.plot(range(len(kl_per_group) + 1), np.cumsum([0.0, *kl_per_group]), marker=".")
     axes.set_xlabel("first k groups, top-down")
     axes.set_ylabel("KL, nats per image, summed")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -73,32 +79,38 @@ def rate_curve(kl_per_group: Sequence[float]) -> np.ndarray:
     return _picture(figure)
 
 
-def kl_over_time(steps: Sequence[int], kl: np.ndarray) -> np.ndarray:
+def kl_over_time(
+    steps: Sequence[int], kl: np.ndarray, collapsed: Collection[int] = ()
+) -> np.ndarray:
     """A heat map of the KL of every group in the course of training, on a logarithmic scale.
 
     Args:
       steps: T step numbers, rising.
       kl: (T, L), nats; what is below 0.001 has the darkest colour.
+      collapsed: numbers of groups whose labels say so.
     """
     groups = kl.shape[1]
     figure, axes = _new(height=_height(groups))
     _heat_map(figure, axes, kl.T, "KL, nats per image")
-    _label_groups(axes, groups)
-    ticks = np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).round().astype(int))
+    _label_groups(axes, groups, collapsed)
+    ticks = np.unique(np.linspace(0, len(steps) - 1, min(4, len(steps))).round().astype(int))
     axes.set_xticks(ticks, [f"{steps[tick]:,}" for tick in ticks])
     axes.set_xlabel("step")
     return _picture(figure)
 
 
-def kl_by_channel(kl_per_channel: Sequence[np.ndarray]) -> np.ndarray:
+def kl_by_channel(
+    kl_per_channel: Sequence[np.ndarray], collapsed: Collection[int] = ()
+) -> np.ndarray:
     """A heat map of the KL of every channel of every group, on a logarithmic scale.
 
     Args:
       kl_per_channel: L arrays (C_z,), nats.
+      collapsed: numbers of groups whose labels say so.
     """
     figure, axes = _new(height=_height(len(kl_per_channel)))
     _heat_map(figure, axes, np.stack(kl_per_channel), "KL, nats per image")
-    _label_groups(axes, len(kl_per_channel))
+    _label_groups(axes, len(kl_per_channel), collapsed)
     axes.set_xlabel("channel")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _picture(figure)

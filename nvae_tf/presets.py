@@ -53,7 +53,7 @@ def _quickstart() -> ExperimentConfig:
             global_batch_size=64,
             checkpoint_every=325,
             log_every=25,
-            image_every=325,
+            image_every=130,
         ),
     )
 

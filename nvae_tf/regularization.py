@@ -54,24 +54,31 @@ class Regularizer(tf.Module):
         """The variables that kernels and `batch_norm` need stacked."""
         return self.kernels.variable_groups() + self._scales
 
-    def spectral(self, stacks: Sequence[tf.Tensor], iterate: bool | tf.Tensor = True) -> tf.Tensor:
-        """Sum of the largest singular values (scalar).
+    @property
+    def layers(self) -> list[str]:
+        """Paths of the N convolutions, in the order of `singular_values`."""
+        return [layer.path for layers in self.kernels.stacks for layer in layers]
+
+    def singular_values(
+        self, stacks: Sequence[tf.Tensor], iterate: bool | tf.Tensor = True
+    ) -> tf.Tensor:
+        """The largest singular value of every kernel (N,); their sum is what is penalised.
 
         Args:
           stacks: what `self.kernels.compute()` returned.
           iterate: whether to iterate (4 times; 40 on the first call) and keep the vectors; without,
-            the value is that of the vectors as they are.
+            the values are those of the vectors as they are.
         """
         count = tf.where(self.started > 0, _ITERATIONS, _FIRST_ITERATIONS)
         count = tf.where(iterate, count, 0)
-        total = tf.constant(0.0)
+        values = []
         for variable, stack in zip(self.vectors, stacks):
             matrices = tf.reshape(stack, [stack.shape[0], -1, stack.shape[-1]])
             right = _power_iteration(matrices, tf.convert_to_tensor(variable), count)
             variable.assign(right)
-            total += tf.reduce_sum(_singular_values(matrices, right))
+            values.append(_singular_values(matrices, right))
         self.started.assign(1.0)
-        return total
+        return tf.concat(values, axis=0)
 
     def batch_norm(self, stack: StackFunction = stack_variables) -> tf.Tensor:
         """Sum over the batch normalisations of the largest |gamma| (scalar)."""

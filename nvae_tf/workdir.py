@@ -135,7 +135,7 @@ class Workdir:
           path: another file than `self.evaluation`.
           which: the checkpoint that was evaluated, `"latest"` or `"best"`.
         """
-        step = int((self.checkpoint(which) or "-0").rpartition("-")[2])
+        step = checkpoint_step(self.checkpoint(which))
         text = json.dumps({"step": step, **result}, indent=2)
         write_atomically(path or self.evaluation, text + "\n")
         return text
@@ -146,6 +146,11 @@ class Workdir:
             return None
         with open(self.evaluation, encoding="utf-8") as file:
             return json.load(file).get("step")
+
+
+def checkpoint_step(path: str | None) -> int:
+    """The step after which a checkpoint was saved, by its path; 0 for None."""
+    return int(path.rpartition("-")[2]) if path else 0
 
 
 def named_variables(model: NVAE) -> dict[str, tf.Variable]:

@@ -25,6 +25,21 @@ def test_a_collapsed_group_stands_out(groups):
     assert not len(darkest_rows(figures.kl_over_time(range(40), np.full((40, groups), 2.0))))
 
 
+def red(picture):
+    return np.sum(np.all(np.abs(picture.astype(int) - (192, 0, 0)) < 20, axis=2))
+
+
+def test_the_label_of_a_collapsed_group_is_red():
+    kl = np.full((5, 6), 2.0)
+    for draw in (lambda *c: figures.kl_over_time(range(5), kl, *c), figures_by_channel):
+        assert red(draw([1])) > 100 and red(draw([1, 4])) > 1.5 * red(draw([1]))
+        assert red(draw()) == red(draw([])) == 0
+
+
+def figures_by_channel(*collapsed):
+    return figures.kl_by_channel(6 * [np.array([1.0, 2.0])], *collapsed)
+
+
 def test_channels_that_are_not_finite_are_left_white():
     values = [np.array([1.0, 2.0, np.nan]), np.array([0.0, 2.0, 3.0])]
     white = np.all(figures.kl_by_channel(values) == 255, axis=2).sum()
@@ -42,5 +57,5 @@ def test_channels_that_are_not_finite_are_left_white():
 )
 def test_the_others_are_pictures_too(picture):
     drawn = picture()
-    assert drawn.shape == (400, 700, 3) and drawn.dtype == np.uint8
+    assert drawn.shape == (420, 700, 3) and drawn.dtype == np.uint8
     assert len(np.unique(drawn)) > 10

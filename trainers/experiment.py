@@ -12,36 +12,51 @@ from tqdm import tqdm
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import evaluation_batches, load_images, training_batches
-from nvae_tf.evaluation import LikelihoodEvaluator, LikelihoodResult
+from nvae_tf.evaluation import (
+    COLLAPSED_NATS,
+    LikelihoodEvaluator,
+    LikelihoodResult,
+    collapsed_groups,
+)
 from nvae_tf.objective import bits_per_dimension
-from nvae_tf.workdir import Workdir
+from nvae_tf.workdir import Workdir, checkpoint_step
 from trainers.checkpoints import Checkpointer
 from trainers.diagnosis import first_non_finite
-from trainers.loop import DivergedError, StepMetrics, Trainer, has_diverged
+from trainers.loop import DivergedError, StepMetrics, Trainer, has_diverged, total_steps
 from trainers.memory import expected_memory
+from trainers.profile import StepProfile, StepRange
 from trainers.signals import StopRequest
 from trainers.strategies import is_chief, make_strategy
-from trainers.summaries import Summaries
+from trainers.summaries import Speed, Summaries
 
 _VALIDATION_IMAGES = 1000  # at most, during training
 _EVALUATION_BATCH = 100
-_EXAMPLES = 16  # held-out images whose reconstructions are shown
+_EXAMPLES = 16  # held-out images that the pictures are made from
 
 
-def train(config: ExperimentConfig, workdir: Workdir) -> None:
+def train(
+    config: ExperimentConfig, workdir: Workdir, profile_steps: StepRange | None = None
+) -> None:
     """Trains until the run's last step, or goes on from where it stopped.
 
     SIGTERM or Ctrl-C ends it after the current step, with a checkpoint.
 
+    Args:
+      config: of the run.
+      workdir: of the run.
+      profile_steps: to trace with TensorFlow's profiler.
+
     Raises:
-      ValueError: if the workdir holds another run, or the images do not fit; nothing is created.
+      ValueError: if the workdir holds another run, the images do not fit, or the steps to trace are
+        not among those to come; nothing is created.
       DivergedError: if the loss is not finite any more, and going back did not help.
     """
     workdir.check_config(config)
     strategy = make_strategy(config.train.strategy)
     images = load_images(config.data, config.model, config.data.train_split)
     test_images = load_images(config.data, config.model, config.data.test_split)
-    run = _Run(config, workdir, strategy, images, test_images)
+    check_profile_steps(profile_steps, workdir, total_steps(config, len(images)))
+    run = _Run(config, workdir, strategy, images, test_images, profile_steps)
     with StopRequest() as stop:
         try:
             if not run.start():
@@ -60,6 +75,16 @@ def train(config: ExperimentConfig, workdir: Workdir) -> None:
             run.close()
 
 
+def check_profile_steps(steps: StepRange | None, workdir: Workdir, total: int) -> None:
+    """Raises a ValueError unless the steps to trace lie between those done and the last one."""
+    done = checkpoint_step(workdir.latest_checkpoint())
+    if steps and not done < steps.first <= steps.last <= total:
+        raise ValueError(
+            f"The steps to profile must be between {done + 1} and {total}, those that the run has "
+            f"to come; received {steps.first} to {steps.last}."
+        )
+
+
 class _Run:
     """A trainer with what feeds, watches and saves it.
 
@@ -71,6 +96,7 @@ class _Run:
       strategy: where to compute.
       images: (N, h, w, C) uint8, to train on.
       test_images: (M, h, w, C) uint8, held out.
+      profile_steps: to trace with TensorFlow's profiler.
     """
 
     def __init__(
@@ -80,11 +106,13 @@ class _Run:
         strategy: tf.distribute.Strategy,
         images: np.ndarray,
         test_images: np.ndarray,
+        profile_steps: StepRange | None,
     ):
         self._config = config
         self._workdir = workdir
         self._images = images
         self._chief = is_chief(strategy)
+        self._profile = StepProfile(workdir.tensorboard, profile_steps if self._chief else None)
         start = time.perf_counter()
         self._trainer = Trainer(config, strategy, len(images))
         self._checkpointer = Checkpointer(self._trainer, workdir)
@@ -149,7 +177,8 @@ class _Run:
         trainer, train = self._trainer, self._config.train
         batches = iter(trainer.distribute(self._dataset()))
         for step in range(self.step + 1, trainer.total_steps + 1):
-            metrics = trainer.step(batches, stop=stop.name is not None)
+            with self._profile.step(step):
+                metrics = trainer.step(batches, stop=stop.name is not None)
             if has_diverged(metrics):
                 raise DivergedError(f"Loss or gradient was not finite up to step {step}")
             if self._progress:
@@ -167,6 +196,8 @@ class _Run:
         return False
 
     def _save(self) -> None:
+        if self._progress:
+            self._progress.flush()  # a run that resumes from here finds what it has logged
         if self._chief:
             self._checkpointer.save()
 
@@ -181,6 +212,8 @@ class _Run:
         culprit = first_non_finite(trainer, batch)
         rollbacks = int(trainer.guard.rollbacks.numpy()) + 1
         if rollbacks > self._config.train.max_rollbacks:
+            if self._progress:
+                self._progress.fail()
             raise DivergedError(
                 f"{error}; first {culprit}. {rollbacks - 1} rollback(s) did not help. The last "
                 "checkpoint is intact; try a lower optimizer.learning_rate, a larger "
@@ -203,7 +236,8 @@ class _Run:
             self._progress.finish()
 
     def close(self) -> None:
-        """Ends bar and event files; may be called again."""
+        """Ends bar, event files and profile; may be called again."""
+        self._profile.close()
         if self._progress:
             self._progress.close()
 
@@ -229,7 +263,8 @@ class _Progress:
         self._test_images = test_images
         self._evaluator = LikelihoodEvaluator(trainer.model)
         examples = evaluation_batches(test_images[:_EXAMPLES], config.model, _EXAMPLES)
-        self._summaries = Summaries(workdir, trainer.model, next(iter(examples)))
+        self._summaries = Summaries(workdir, trainer, next(iter(examples)))
+        self._collapsed: list[int] = []
         step = int(trainer.steps_done.numpy())
         self._bar = tqdm(
             total=trainer.total_steps,
@@ -251,6 +286,7 @@ class _Progress:
         """To be called after a rollback, with the steps done."""
         self._bar.reset(total=self._trainer.total_steps)
         self._bar.update(step)
+        self._summaries.restart()
         self._restart_clock(step)
 
     def _restart_clock(self, step: int) -> None:
@@ -270,33 +306,59 @@ class _Progress:
             f"beta {float(metrics.kl_coefficient):.2f}",
             refresh=False,
         )
-        self._summaries.log_step(step, metrics, rate, waiting)
+        self._summaries.log_step(step, metrics, Speed(rate, waiting))
 
     def validate(self, step: int) -> float:
         """Evaluates some held-out images and shows pictures; returns the -ELBO in nats."""
         result = self._evaluate(self._test_images[:_VALIDATION_IMAGES], step)
         self._summaries.flush()
-        self._bar.write(
+        self._write(
             f"step {step}: validation -ELBO {result.negative_elbo:.2f} nats, "
-            f"{result.negative_elbo_bits_per_dim:.4f} bits/dim",
-            file=sys.stderr,
+            f"{result.negative_elbo_bits_per_dim:.4f} bits/dim"
         )
+        self._warn_of_collapse(step, result)
         self._restart_clock(step)
         return result.negative_elbo
+
+    def _write(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)
+
+    def _warn_of_collapse(self, step: int, result: LikelihoodResult) -> None:
+        """Says which groups carry nothing, whenever that has changed."""
+        before, self._collapsed = self._collapsed, collapsed_groups(result.kl_per_group)
+        if self._collapsed and self._collapsed != before:
+            names = ", ".join(f"group_{group:02d}" for group in self._collapsed)
+            self._write(
+                f"step {step}: Warning: {len(self._collapsed)} of {len(result.kl_per_group)} "
+                f"groups have collapsed, with less than {COLLAPSED_NATS} nats of KL on held-out "
+                f"images: {names}"
+            )
+        elif before and not self._collapsed:
+            self._write(f"step {step}: all groups are in use again")
 
     def _evaluate(self, images: np.ndarray, step: int) -> LikelihoodResult:
         self._trainer.store_average()
         batches = evaluation_batches(images, self._trainer.config.model, _EVALUATION_BATCH)
         result = self._evaluator.evaluate(batches)
         self._summaries.log_validation(step, result)
-        self._summaries.log_images(step)
+        self._summaries.log_pictures(step)
         return result
+
+    def flush(self) -> None:
+        """Makes visible what was logged so far."""
+        self._summaries.flush()
+
+    def fail(self) -> None:
+        """To be called when the run ends without a result."""
+        self._summaries.end(success=False)
 
     def finish(self) -> None:
         """Evaluates the finished model on all test images, prints and writes the result."""
         result = self._evaluate(self._test_images, self._trainer.total_steps)
         fields = {"split": self._trainer.config.data.test_split, **dataclasses.asdict(result)}
         self._workdir.write_evaluation(fields)
+        self._warn_of_collapse(self._trainer.total_steps, result)
+        self._summaries.end(success=True)
         self.close()
         print(
             f"Finished: -ELBO {result.negative_elbo:.2f} ± "

@@ -34,8 +34,6 @@ from nvae_tf.stacks import VariableStacks
 from nvae_tf.weight_average import WeightAverage
 from trainers.guard import Guard
 
-ACTIVE_CHANNEL_NATS = 0.1  # of KL, above which a latent channel counts as in use
-
 _NOT_FINITE_LIMIT = 5  # steps in a row, at which the run counts as diverged
 
 
@@ -46,10 +44,11 @@ class StepMetrics(NamedTuple):
     negative_elbo: tf.Tensor  # [], nats, without warm-up, balancing and regularisation
     reconstruction: tf.Tensor  # [], nats
     kl: tf.Tensor  # [], nats, sum over the groups
+    standard_errors: tf.Tensor  # [3], of the means negative_elbo, reconstruction and kl
     kl_per_group: tf.Tensor  # [L], nats
+    kl_per_channel: tf.Tensor  # [L, C_z], nats
     balance: tf.Tensor  # [L], KL balancing coefficients
-    active_channels: tf.Tensor  # [L], channels above ACTIVE_CHANNEL_NATS
-    spectral: tf.Tensor  # [], sum of largest singular values
+    singular_values: tf.Tensor  # [N], the largest of every kernel, as in `Regularizer.layers`
     batch_norm: tf.Tensor  # [], sum of largest |gamma|
     kl_coefficient: tf.Tensor  # [], beta
     regularization_coefficient: tf.Tensor  # [], lambda
@@ -66,12 +65,12 @@ class _Means(NamedTuple):
     """Means over a batch, or a part of one."""
 
     loss: tf.Tensor
-    negative_elbo: tf.Tensor
-    reconstruction: tf.Tensor
+    bound: tf.Tensor  # [3], -ELBO, reconstruction and KL
+    squared_bound: tf.Tensor  # [3], squares of the same
     kl_per_group: tf.Tensor
-    kl_per_channel: list[tf.Tensor]
+    kl_per_channel: tf.Tensor
     balance: tf.Tensor
-    spectral: tf.Tensor
+    singular_values: tf.Tensor
     batch_norm: tf.Tensor
     stop: tf.Tensor
 
@@ -303,19 +302,19 @@ class Trainer:
 
         tf.cond(applied, apply, lambda: False)
         self.steps_done.assign_add(1)
-        active = [
-            tf.math.count_nonzero(channels > ACTIVE_CHANNEL_NATS, dtype=tf.float32)
-            for channels in means.kl_per_channel
-        ]
+        batch = self.config.train.global_batch_size
+        # Of values with little spread the difference has few digits: enough for a chart.
+        variances = tf.maximum(means.squared_bound - tf.square(means.bound), 0.0)
         return StepMetrics(
             loss=means.loss,
-            negative_elbo=means.negative_elbo,
-            reconstruction=means.reconstruction,
-            kl=tf.reduce_sum(means.kl_per_group),
+            negative_elbo=means.bound[0],
+            reconstruction=means.bound[1],
+            kl=means.bound[2],
+            standard_errors=tf.sqrt(variances / max(batch - 1, 1)),
             kl_per_group=means.kl_per_group,
+            kl_per_channel=means.kl_per_channel,
             balance=means.balance,
-            active_channels=tf.stack(active),
-            spectral=means.spectral,
+            singular_values=means.singular_values,
             batch_norm=means.batch_norm,
             kl_coefficient=beta,
             regularization_coefficient=penalty,
@@ -359,9 +358,9 @@ class Trainer:
             weight_tape.watch(weights)
             stack = self.weights.lookup(weights)
             kernels = regularizer.kernels.compute(stack)
-            spectral = regularizer.spectral(kernels, iterate=part == 0)
+            singular_values = regularizer.singular_values(kernels, iterate=part == 0)
             batch_norm = regularizer.batch_norm(stack)
-            regularization = spectral + batch_norm
+            regularization = tf.reduce_sum(singular_values) + batch_norm
         with tf.GradientTape(watch_accessed_variables=False) as data_tape:
             data_tape.watch([weights, kernels])
             state = self.weights.state_mapping(weights)
@@ -385,26 +384,28 @@ class Trainer:
                 [*of_kernels, penalty / replicas * self.guard.loss_scale],
             )
         gradients = [_sum(*pair) for pair in zip(from_data, from_kernels)]
+        kl = tf.reduce_sum(terms.kl_per_group, axis=1)
+        bound = tf.stack([negative_elbo(terms), terms.reconstruction, kl])
         sums = [
             loss,
-            tf.reduce_sum(negative_elbo(terms)) / batch,
-            tf.reduce_sum(terms.reconstruction) / batch,
+            tf.reduce_sum(bound, axis=1) / batch,
+            tf.reduce_sum(tf.square(bound), axis=1) / batch,
             tf.reduce_sum(terms.kl_per_group, axis=0) / batch,
-            [channels / replicas for channels in output.kl_per_channel],
+            tf.stack(output.kl_per_channel) / replicas,
             tf.cast(stop, tf.float32),
         ]
         if replicas > 1:
             context = tf.distribute.get_replica_context()
             gradients, sums = context.all_reduce("sum", (gradients, sums))
-        loss, elbo, reconstruction, kl_per_group, kl_per_channel, stop = sums
+        loss, bound, squared_bound, kl_per_group, kl_per_channel, stop = sums
         means = _Means(
             loss=loss,
-            negative_elbo=elbo,
-            reconstruction=reconstruction,
+            bound=bound,
+            squared_bound=squared_bound,
             kl_per_group=kl_per_group,
             kl_per_channel=kl_per_channel,
             balance=terms.balance,
-            spectral=spectral,
+            singular_values=singular_values,
             batch_norm=batch_norm,
             stop=stop,
         )

@@ -18,12 +18,16 @@ from nvae_tf.config import ExperimentConfig, check_fields
 from nvae_tf.workdir import Workdir
 from trainers.experiment import train
 from trainers.loop import DivergedError
+from trainers.profile import StepRange
 from trainers.programs import usage_errors, use_devices
 
 _PRESET = flags.DEFINE_string(
     "preset", None, f"Where the configuration starts from: {', '.join(presets.names())}."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "Steps to trace for TensorBoard's profiler, such as 100:110."
+)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 
 
@@ -49,10 +53,11 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         workdir = Workdir(_WORKDIR.value)
         config = requested_config(workdir)
+        steps = StepRange.parse(_PROFILE_STEPS.value) if _PROFILE_STEPS.value else None
         use_devices()
         logging.set_verbosity(logging.WARNING)
         try:
-            train(config, workdir)
+            train(config, workdir, steps)
         except DivergedError as error:
             sys.exit(f"Error: {error}")
 

@@ -1,13 +1,21 @@
 """How good a model is, what its groups are used for, and how good its samples are."""
 
 from nvae_tf.evaluation.features import FeatureExtractor, InceptionFeatures, SavedModelFeatures
-from nvae_tf.evaluation.hierarchy import HierarchyEvaluator, HierarchyResult
+from nvae_tf.evaluation.hierarchy import (
+    ACTIVE_CHANNEL_NATS,
+    COLLAPSED_NATS,
+    HierarchyEvaluator,
+    HierarchyResult,
+    collapsed_groups,
+)
 from nvae_tf.evaluation.likelihood import ImageLikelihoods, LikelihoodEvaluator, LikelihoodResult
 from nvae_tf.evaluation.reference import ReferenceFeatures, reference_features
 from nvae_tf.evaluation.report import html_report
 from nvae_tf.evaluation.sample_quality import SampleQualityResult, sample_quality
 
 __all__ = [
+    "ACTIVE_CHANNEL_NATS",
+    "COLLAPSED_NATS",
     "FeatureExtractor",
     "HierarchyEvaluator",
     "HierarchyResult",
@@ -18,6 +26,7 @@ __all__ = [
     "ReferenceFeatures",
     "SampleQualityResult",
     "SavedModelFeatures",
+    "collapsed_groups",
     "html_report",
     "reference_features",
     "sample_quality",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +13,17 @@ from nvae_tf.layers.convolution import effective_kernels, given_kernels
 from nvae_tf.model import NVAE
 
 ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over the images, above which it is in use
+ACTIVE_CHANNEL_NATS = 0.1  # of KL, above which a latent channel counts as in use
+COLLAPSED_NATS = 0.1  # of KL, below which a whole group does not
+
+
+def collapsed_groups(kl_per_group: Sequence[float]) -> list[int]:
+    """Numbers of the groups whose posterior says next to nothing about an image.
+
+    Args:
+      kl_per_group: L values, nats per image, top-down.
+    """
+    return [group for group, kl in enumerate(kl_per_group) if kl < COLLAPSED_NATS]
 
 
 @dataclasses.dataclass(frozen=True)

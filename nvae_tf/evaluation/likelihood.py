@@ -32,7 +32,9 @@ class LikelihoodResult:
     iw_bound_standard_error: float
     iw_bound_bits_per_dim: float
     reconstruction: float  # -log p(x|z)
+    reconstruction_standard_error: float
     kl: float
+    kl_standard_error: float
     kl_per_group: list[float]  # top-down
 
 
@@ -52,7 +54,7 @@ class ImageLikelihoods:
 
     def summary(self, config: ModelConfig) -> LikelihoodResult:
         """Means over the images; the model's configuration says how many dimensions they have."""
-        elbo, bound = self.negative_elbo, self.iw_bound
+        elbo, bound, kl = self.negative_elbo, self.iw_bound, self.kl_per_group.sum(axis=1)
         return LikelihoodResult(
             num_images=len(elbo),
             num_iw_samples=self.num_iw_samples,
@@ -63,7 +65,9 @@ class ImageLikelihoods:
             iw_bound_standard_error=_standard_error(bound),
             iw_bound_bits_per_dim=bits_per_dimension(float(bound.mean()), config),
             reconstruction=float(self.reconstruction.mean()),
-            kl=float(self.kl_per_group.sum(axis=1).mean()),
+            reconstruction_standard_error=_standard_error(self.reconstruction),
+            kl=float(kl.mean()),
+            kl_standard_error=_standard_error(kl),
             kl_per_group=self.kl_per_group.mean(axis=0).astype(float).tolist(),
         )
 

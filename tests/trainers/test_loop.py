@@ -60,7 +60,7 @@ def test_metrics_add_up_to_the_loss(one_replica):
             float(step.reconstruction + step.kl), rel=1e-5
         )
         balanced = float(tf.reduce_sum(step.balance * step.kl_per_group))
-        regularization = float(step.spectral + step.batch_norm)
+        regularization = float(tf.reduce_sum(step.singular_values) + step.batch_norm)
         assert float(step.loss) == pytest.approx(
             float(step.reconstruction)
             + float(step.kl_coefficient) * balanced
@@ -81,11 +81,27 @@ def test_the_step_is_that_of_the_model_and_the_objective(one_replica):
     assert float(first.negative_elbo) == pytest.approx(expected, rel=1e-4)
 
 
+def test_standard_errors_are_those_of_the_batch(one_replica):
+    fresh = Trainer(CONFIG, strategy_of("one_device"), num_images=100)
+    images = next(iter(batches(CONFIG, 1)))
+    noise = fresh.model.draw_noise(4, tf.constant([CONFIG.train.seed, 0], tf.int64))
+    terms = objective_terms(
+        fresh.model, images, fresh.model.infer(images, noise, training=True), 1e-4
+    )
+    kl = tf.reduce_sum(terms.kl_per_group, axis=1)
+    for error, values in zip(
+        one_replica[1][0].standard_errors, (negative_elbo(terms), terms.reconstruction, kl)
+    ):
+        expected = np.std(values, ddof=1) / np.sqrt(4)
+        np.testing.assert_allclose(error, expected, rtol=1e-3, atol=5e-3)
+
+
 def assert_same_path(ours, theirs, rtol=1e-5, balanced=True):
     for a, b in zip(ours[1], theirs[1]):
         for name in ("loss", "negative_elbo", "reconstruction", "kl", "gradient_norm"):
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol, err_msg=name)
         np.testing.assert_allclose(a.kl_per_group, b.kl_per_group, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a.standard_errors, b.standard_errors, rtol=1e-3, atol=5e-3)
         if balanced:
             np.testing.assert_allclose(a.balance, b.balance, rtol=1e-4)
 

@@ -35,6 +35,14 @@ BAD_TRAINING = {
         ["--preset=quickstart", "--config.data.name=nonesuch"],
         "Unknown data set 'nonesuch'",
     ),
+    "steps to profile": (
+        ["--preset=quickstart", "--profile_steps=9"],
+        "profile_steps must be FIRST:LAST, with 1 <= FIRST <= LAST; such as 100:110. Received '9'",
+    ),
+    "steps to profile that never come": (
+        ["--preset=quickstart", "--profile_steps=640:651"],
+        "must be between 1 and 650, those that the run has to come; received 640 to 651",
+    ),
     "neither preset nor run": ([], "--preset must say what to train"),
     "stray argument": (["--preset=quickstart", "quickstart"], "unexpected argument 'quickstart'"),
 }

@@ -1,0 +1,107 @@
+"""What TensorBoard's summaries cost a run, beside its steps: `python -m benchmarks.summaries`.
+
+The share is that of summaries at their default intervals in the time of as many steps. Evaluating
+held-out images is not a summary and does not count.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from absl import app, flags
+
+from benchmarks.workloads import configurations, in_fresh_process, print_table, random_pictures
+from nvae_tf import presets
+from nvae_tf.config import ExperimentConfig, TrainConfig
+from nvae_tf.data import evaluation_batches, training_batches
+from nvae_tf.workdir import Workdir
+from trainers.loop import Trainer
+from trainers.programs import use_devices
+from trainers.strategies import make_strategy
+from trainers.summaries import Speed, Summaries
+
+_NAMES = ["quickstart", *configurations()]
+_WORKLOADS = flags.DEFINE_list("workloads", _NAMES, "Which ones to measure.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps whose median counts.", lower_bound=1)
+_REPEATS = 5  # of each kind of summary
+
+
+class Costs(NamedTuple):
+    """Medians in seconds."""
+
+    step: float
+    scalars: float
+    pictures: float
+    first_pictures: float  # with tracing, once in a run
+
+    @property
+    def share(self) -> float:
+        """Of the time that a run at the default intervals takes for its steps."""
+        default = TrainConfig()
+        per_step = self.scalars / default.log_every + self.pictures / default.image_every
+        return per_step / self.step
+
+
+def measure_summaries(name: str, steps: int) -> Costs:
+    """Steps of a workload, and what is logged of them."""
+    use_devices()
+    config = presets.get(name) if name in presets.names() else configurations()[name]
+    return _measure(config, steps)
+
+
+def _measure(config: ExperimentConfig, steps: int) -> Costs:
+    images = random_pictures(config)
+    trainer = Trainer(config, make_strategy(config.train.strategy), len(images))
+    batches = iter(trainer.distribute(training_batches(images, config)))
+    for _ in range(2):
+        metrics = trainer.step(batches)
+    step = _median(lambda number: float(trainer.step(batches).loss), steps)
+    trainer.store()
+    examples = next(iter(evaluation_batches(images[:16], config.model, 16)))
+    with tempfile.TemporaryDirectory() as directory:
+        summaries = Summaries(Workdir(directory), trainer, examples)
+        speed = Speed(images_per_second=1.0, waiting=0.0)
+        # As many points in the heat map as in a run of 100,000 steps.
+        for number in range(1000):
+            summaries.log_step(number, metrics, speed)
+        scalars = _median(lambda number: summaries.log_step(1000 + number, metrics, speed))
+        first_pictures = _median(summaries.log_pictures, 1)
+        pictures = _median(summaries.log_pictures)
+        summaries.close()
+    return Costs(step, scalars, pictures, first_pictures)
+
+
+def _median(function: Callable[[int], object], repeats: int = _REPEATS) -> float:
+    seconds = []
+    for number in range(repeats):
+        start = time.perf_counter()
+        function(number)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    rows = []
+    for name in _WORKLOADS.value:
+        costs = in_fresh_process(measure_summaries, name, _STEPS.value)
+        rows.append(
+            (
+                name,
+                f"{costs.step:.3f} s",
+                f"{1000 * costs.scalars:.1f} ms",
+                f"{costs.pictures:.2f} s",
+                f"{costs.first_pictures:.1f} s",
+                f"{costs.share:.2%}",
+            )
+        )
+    header = ("workload", "step", "scalars", "pictures", "first pictures", "share of the time")
+    print_table(header, rows)
+
+
+if __name__ == "__main__":
+    app.run(main)

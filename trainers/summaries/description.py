@@ -1,0 +1,112 @@
+"""What a run is: its configuration, its model and its surroundings, for TensorBoard to show."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Iterable, Sequence
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorboard.plugins.hparams import api as hp
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.model import NVAE
+
+# Tag and name of what the table of runs compares, all of held-out images.
+_METRICS = (
+    ("loss/bits_per_dim", "bits per dimension"),
+    ("loss/negative_elbo", "-ELBO, nats"),
+    ("loss/reconstruction", "reconstruction, nats"),
+    ("loss/kl", "KL, nats"),
+)
+
+
+def hyperparameters(config: ExperimentConfig) -> dict[str, bool | int | float | str]:
+    """All fields of a configuration as values that TensorBoard's HParams know."""
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for name, value in config.flat().items()
+    }
+
+
+def write_hyperparameters(config: ExperimentConfig, workdir: str) -> None:
+    """Enters a run into the table of runs, by way of the default writer, which has its metrics.
+
+    Args:
+      config: of the run.
+      workdir: of the run; its name is the trial's, together with four digits of its path, for runs
+        in different places may have the same name.
+    """
+    values = hyperparameters(config)
+    hp.hparams_config(
+        hparams=[hp.HParam(name) for name in values],
+        metrics=[hp.Metric(tag, display_name=name) for tag, name in _METRICS],
+    )
+    path = os.path.abspath(workdir)
+    digits = hashlib.sha256(path.encode()).hexdigest()[:4]
+    hp.hparams(values, trial_id=f"{os.path.basename(path)} {digits}")
+
+
+def configuration_tables(config: ExperimentConfig) -> str:
+    """The configuration as a Markdown table for each of its sections."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for path, value in config.flat().items():
+        section, _, name = path.partition(".")
+        sections.setdefault(section, []).append((f"`{name}`", f"`{value!r}`"))
+    return "\n\n".join(
+        f"### {section}\n\n{markdown_table(('field', 'value'), rows)}"
+        for section, rows in sections.items()
+    )
+
+
+def model_tables(model: NVAE) -> str:
+    """The model's parts with their parameters, and its latent groups, as Markdown tables."""
+    layers: dict[str, set[str]] = {}
+    sizes: dict[str, int] = {}
+    for variable in model.trainable_variables:
+        layer = variable.path.removeprefix(f"{model.name}/").split("/")[0]
+        part = re.sub(r"(_\d+)+(_down|_up)?$", "", layer)
+        layers.setdefault(part, set()).add(layer)
+        sizes[part] = sizes.get(part, 0) + variable.shape.num_elements()
+    total = model.num_trainable_parameters
+    parts = [
+        (f"`{part}`", f"{len(layers[part])}", f"{size:,}", f"{size / total:.1%}")
+        for part, size in sizes.items()
+    ]
+    parts.append(("**together**", f"{sum(map(len, layers.values()))}", f"{total:,}", "100.0%"))
+    shapes, scales = model.config.latent_shapes, model.config.group_scales
+    groups = [
+        (f"`group_{group:02d}`", f"{scale}", f"{height}x{width}", f"{channels}", f"{units:,}")
+        for group, (scale, (height, width, channels)) in enumerate(zip(scales, shapes))
+        for units in [height * width * channels]
+    ]
+    return "\n\n".join(
+        (
+            "### Parts",
+            markdown_table(("part", "layers", "parameters", "share"), parts),
+            "### Latent groups, top-down",
+            markdown_table(("group", "scale", "resolution", "channels", "variables"), groups),
+        )
+    )
+
+
+def surroundings_table(facts: dict[str, object]) -> str:
+    """Versions of what computes, and other facts of the run, as a Markdown table."""
+    versions = {
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
+        "TensorFlow Probability": tfp.__version__,
+        "Python": platform.python_version(),
+        "devices": ", ".join(device.name for device in tf.config.list_logical_devices()),
+    }
+    return markdown_table(("", ""), [(name, f"{v}") for name, v in (versions | facts).items()])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells without bars in them."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
