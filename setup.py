@@ -13,10 +13,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "nvae_tf/data/embedded/LICENSE"],
     packages=find_packages(include=["nvae_tf*", "trainers*", "export*"]),
-    package_data={"nvae_tf.data": ["embedded/*"]},
+    package_data={"nvae_tf.data": ["embedded/*"], "export": ["serving/*"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
-        "absl-py>=2.0",
+        "absl-py>=1.4",  # TFX 1.16 does not allow 2
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
         "keras>=3.12,<4",
         "ml_collections>=1.0",
@@ -28,12 +28,20 @@ setup(
         "tensorflow>=2.16,<2.22",
         "tensorflow-datasets>=4.9.3",
         "tensorflow-probability[tf]>=0.24",
+        "tensorflow-serving-api>=2.16,<2.22",
         "tqdm>=4.65",
     ],
     extras_require={
         "nvlabs": ["torch>=2.6"],
         # Independent implementations that ours are compared with. They need torch and torchvision.
         "metrics": ["clean-fid>=0.1.35", "scipy>=1.10", "torch-fidelity>=0.4"],
+        # Python 3.10 only. TFX 1.16 needs TensorFlow 2.16, and that these bounds.
+        "tfx": [
+            "dill",
+            "tensorflow-metadata<1.17",
+            "tensorflow-probability[tf]<0.25",
+            "tfx==1.16.0",
+        ],
         "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"],
         "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"],
     },

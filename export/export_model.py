@@ -5,10 +5,16 @@ The SavedModel appears as `BASE/<version>`, one more than the largest version th
 
 from __future__ import annotations
 
+import pathlib
+import time
+
+import keras
 from absl import app, flags, logging
 
-from export.saved_model import export_model
-from nvae_tf.workdir import load_model
+from export.manifest import read_manifest, run_manifest
+from export.publish import publish
+from nvae_tf.config import PRECISIONS
+from nvae_tf.workdir import Workdir, load_model
 from trainers.programs import define_checkpoint_flag, usage_errors, use_devices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
@@ -16,14 +22,41 @@ _CHECKPOINT = define_checkpoint_flag()
 _EXPORT_BASE = flags.DEFINE_string(
     "export_base", None, "Directory whose sub-directories are versions.", required=True
 )
+_KEEP_VERSIONS = flags.DEFINE_integer(
+    "keep_versions", None, "Of the newest versions; default: all.", lower_bound=1
+)
+_ALLOW_WORSE = flags.DEFINE_bool(
+    "allow_worse",
+    False,
+    "Publish even if the newest version has fewer validation bits per dimension, or if nothing "
+    "says which is better.",
+)
+_PRECISION = flags.DEFINE_enum(
+    "precision", "float32", PRECISIONS, "In which to serve, whatever the run was trained in."
+)
 
 
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
+        start = time.perf_counter()
         use_devices()
         logging.set_verbosity(logging.WARNING)
-        version = export_model(load_model(_WORKDIR.value, _CHECKPOINT.value), _EXPORT_BASE.value)
-    print(f"SavedModel with the signature `sample`: {version}")
+        keras.config.set_dtype_policy(_PRECISION.value)
+        manifest = run_manifest(Workdir(_WORKDIR.value), _CHECKPOINT.value)
+        version = publish(
+            load_model(_WORKDIR.value, _CHECKPOINT.value),
+            _EXPORT_BASE.value,
+            manifest,
+            _KEEP_VERSIONS.value,
+            _ALLOW_WORSE.value,
+        )
+        written = read_manifest(version)
+    assert written
+    size = sum(path.stat().st_size for path in pathlib.Path(version).rglob("*") if path.is_file())
+    print(
+        f"{version}: step {written.step}, {written.precision}, {size / 1e6:.1f} MB, "
+        f"{time.perf_counter() - start:.1f} s; signatures {', '.join(written.signatures)}"
+    )
 
 
 def run() -> None:

@@ -1,39 +1,41 @@
-"""SavedModels in versioned directories, which appear whole: written aside, then renamed."""
+"""SavedModels that TensorFlow Serving loads as they are."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
-import keras
+import tensorflow as tf
 
-from export.signatures import make_sample
-from nvae_tf.files import new_directory
+from export.manifest import Manifest, write_manifest
+from export.signatures import make_signatures
+from export.warmup import write_warmup_requests
 from nvae_tf.model import NVAE
 
 
-def export_model(model: NVAE, base: str | os.PathLike) -> str:
-    """Writes the model as the next version below a directory, which is created if need be.
+def write_saved_model(model: NVAE, directory: str | os.PathLike, manifest: Manifest) -> None:
+    """Writes a model with all its signatures, warm-up requests and manifest.
 
-    Returns:
-      The version's directory.
+    It appears file by file: where a server watches, use `publish`.
 
-    Raises:
-      ValueError: if the base is a file.
+    Args:
+      model: in the precision that it is to be served in.
+      directory: to be created, or empty.
+      manifest: what the run has to say about it.
     """
-    base = os.fspath(base)
-    if os.path.exists(base) and not os.path.isdir(base):
-        raise ValueError(f"The export base {base!r} is not a directory.")
-    os.makedirs(base, exist_ok=True)
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    sample = make_sample(model)
-    archive.add_endpoint("sample", sample)
-    version = os.path.join(base, str(next_version(base)))
-    with new_directory(version) as temporary:
-        archive.write_out(temporary, verbose=False)
-    return version
-
-
-def next_version(base: str | os.PathLike) -> int:
-    """One more than the largest version below the directory; 1 if there is none."""
-    return max((int(name) for name in os.listdir(base) if name.isdigit()), default=0) + 1
+    directory = os.fspath(directory)
+    functions = make_signatures(model)  # they own the kernels
+    signatures = {name: function.get_concrete_function() for name, function in functions.items()}
+    module = tf.Module()
+    # Only what the signatures use: kernels, and not the weights that they are computed from.
+    used = [variable for s in signatures.values() for variable in s.graph.variables]
+    module.used = list({variable.ref(): variable for variable in used}.values())
+    # Nobody takes gradients of a served model, and writing their functions takes most of the time.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, directory, signatures=signatures, options=options)
+    write_warmup_requests(directory, signatures)
+    precision = model.dtype_policy.name
+    write_manifest(
+        directory,
+        dataclasses.replace(manifest, signatures=tuple(signatures), precision=precision),
+    )

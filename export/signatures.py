@@ -1,46 +1,197 @@
 """Serving functions: every input and output has the batch first, and rows are independent.
 
-Row i of an answer depends on row i of the request alone, so that a server may merge requests.
+Row i of an answer depends on row i of the request alone, so that a server may merge requests, and
+fill them up with dummy rows. There is no state: the same row has the same answer every time.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import TypeAlias
+
 import tensorflow as tf
 
+from export.requests import (
+    PICTURE_CHANNELS,
+    allowed_temperature,
+    read_examples,
+    read_pictures,
+)
+from nvae_tf import latents
+from nvae_tf.layers.convolution import effective_kernels, given_kernels
 from nvae_tf.model import NVAE
+from nvae_tf.objective import bits_per_dimension
 from nvae_tf.sampling import row_noise
 
-_PNG_CHANNELS = (1, 3, 4)
+Signature: TypeAlias = tf.types.experimental.PolymorphicFunction
+Outputs: TypeAlias = dict[str, tf.Tensor]
+
+_SEED = tf.TensorSpec([None], tf.int64, name="seed")
+_TEMPERATURE = tf.TensorSpec([None], tf.float32, name="temperature")
+_PICTURES = tf.TensorSpec([None], tf.string, name="image_bytes")
+_KEEP_GROUPS = tf.TensorSpec([None], tf.int32, name="keep_groups")
+_EXAMPLES = tf.TensorSpec([None], tf.string, name="examples")
+
+# Second halves of the rows' seeds.
+_OF_NOISE, _OF_BINARISATION = 0, 1
 
 
-def make_sample(model: NVAE) -> tf.types.experimental.PolymorphicFunction:
-    """The `sample` signature: one image per seed.
+def make_signatures(model: NVAE) -> dict[str, Signature]:
+    """All signatures by name, as functions of named tensors that return dictionaries.
 
-    Inputs: `seed` int64 [B], `temperature` float32 [B]. Outputs: `image` uint8 [B, H, W, C] without
-    padding, and `image_bytes` string [B], PNG, for images of 1, 3 or 4 channels.
+    Their weights are those of the moment: the normalised kernels are computed once and kept as
+    variables of their own. Images whose channels no PNG can hold have no `image_bytes`, and none
+    of the signatures that ask for it.
+
+    Args:
+      model: to serve.
+
+    | signature | inputs | outputs |
+    |---|---|---|
+    | `sample` | `seed`, `temperature` | `image` uint8 (B, h, w, C), `image_bytes` (B,), PNG |
+    | `serving_default` | `examples`: tf.Examples with optional `seed`, `temperature` | the same |
+    | `decode` | `z_00`, … (B, H_l, W_l, C_z) | the same |
+    | `reconstruct` | `image_bytes`, PNG or JPEG | the same |
+    | `vary` | `image_bytes`, `keep_groups`, `seed`, `temperature` | the same |
+    | `encode` | `image_bytes` | `z_00`, …: posterior means; `kl` (B, L) nats |
+    | `log_likelihood` | `image_bytes`, `seed` | `elbo`, `bits_per_dim` (B,); `kl` (B, L) nats |
+
+    Signatures without a seed binarise their pictures with seed 0, where the model is of binary
+    images. With flows, the `kl` of `encode` is log q - log p at the means.
     """
+    signature = functools.partial(_signature, _kernel_variables(model))
+    names = _latent_names(model)
+    latent_specs = [
+        tf.TensorSpec([None, *shape], tf.float32, name=name)
+        for name, shape in zip(names, model.config.latent_shapes)
+    ]
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None], tf.int64, name="seed"),
-            tf.TensorSpec([None], tf.float32, name="temperature"),
-        ],
-        autograph=False,
-    )
-    def sample(seed: tf.Tensor, temperature: tf.Tensor) -> dict[str, tf.Tensor]:
-        noise = row_noise(model, tf.stack([seed, tf.zeros_like(seed)], axis=1))
-        logits = model.generate(tf.shape(seed)[0], temperature[:, None], noise)
-        return image_outputs(model, model.likelihood(logits).mean())
+    @signature(_SEED, _TEMPERATURE)
+    def sample(seed: tf.Tensor, temperature: tf.Tensor) -> Outputs:
+        rows = allowed_temperature(temperature)[:, None]
+        logits = model.generate(tf.shape(seed)[0], rows, _noise(model, seed))
+        return _image_outputs(model, model.likelihood(logits).mean())
 
-    return sample
+    @signature(_EXAMPLES)
+    def serving_default(examples: tf.Tensor) -> Outputs:
+        return sample(*read_examples(examples))
+
+    @signature(*latent_specs)
+    def decode(*groups: tf.Tensor) -> Outputs:
+        return _image_outputs(model, latents.decode(model, groups))
+
+    functions = {"sample": sample, "serving_default": serving_default, "decode": decode}
+    if model.config.image_shape[-1] in PICTURE_CHANNELS:
+        functions |= _picture_signatures(model, signature)
+    return functions
 
 
-def image_outputs(model: NVAE, images: tf.Tensor) -> dict[str, tf.Tensor]:
-    """`image` and, where a PNG can hold it, `image_bytes` of (B, H, W, C) in [0, 1]."""
+def _picture_signatures(model: NVAE, signature: Callable) -> dict[str, Signature]:
+    """The signatures that take pictures."""
+    config = model.config
+
+    def read(contents: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return read_pictures(contents, config, _row_seeds(seed, _OF_BINARISATION))
+
+    def without_seed(contents: tf.Tensor) -> tf.Tensor:
+        return tf.zeros_like(contents, tf.int64)
+
+    @signature(_PICTURES)
+    def reconstruct(image_bytes: tf.Tensor) -> Outputs:
+        images = read(image_bytes, without_seed(image_bytes))
+        return _image_outputs(model, latents.reconstruct(model, images))
+
+    @signature(_PICTURES)
+    def encode(image_bytes: tf.Tensor) -> Outputs:
+        images = read(image_bytes, without_seed(image_bytes))
+        zeros = [tf.zeros([tf.shape(images)[0], *shape]) for shape in config.latent_shapes]
+        output = model.infer(images, zeros)
+        return dict(zip(_latent_names(model), output.latents)) | {"kl": output.kl_per_group}
+
+    @signature(_PICTURES, _KEEP_GROUPS, _SEED, _TEMPERATURE)
+    def vary(
+        image_bytes: tf.Tensor, keep_groups: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor
+    ) -> Outputs:
+        varied = latents.vary(
+            model,
+            read(image_bytes, seed),
+            keep_groups,
+            _noise(model, seed),
+            allowed_temperature(temperature)[:, None],
+        )
+        return _image_outputs(model, varied)
+
+    @signature(_PICTURES, _SEED)
+    def log_likelihood(image_bytes: tf.Tensor, seed: tf.Tensor) -> Outputs:
+        images = read(image_bytes, seed)
+        output = model.infer(images, _noise(model, seed))
+        log_prob = model.likelihood(output.logits).log_prob(images)
+        elbo = log_prob - tf.reduce_sum(output.kl_per_group, axis=1)
+        bits = bits_per_dimension(-elbo, config)
+        return {"elbo": elbo, "bits_per_dim": bits, "kl": output.kl_per_group}
+
+    return {
+        "reconstruct": reconstruct,
+        "encode": encode,
+        "vary": vary,
+        "log_likelihood": log_likelihood,
+    }
+
+
+def _signature(
+    kernels: dict[int, tf.Variable], *specs: tf.TensorSpec
+) -> Callable[[Callable[..., Outputs]], Signature]:
+    """Makes a function with these inputs, in which the model uses these kernels."""
+
+    def decorate(function: Callable[..., Outputs]) -> Signature:
+        @functools.wraps(function)
+        def with_kernels(*args: tf.Tensor) -> Outputs:
+            with given_kernels(kernels):
+                return function(*args)
+
+        return tf.function(with_kernels, input_signature=specs, autograph=False)
+
+    return decorate
+
+
+def _kernel_variables(model: NVAE) -> dict[int, tf.Variable]:
+    """The normalised kernels, for `given_kernels`.
+
+    A server would normalise the weights again for every request; constants instead of variables
+    would not fit into the graph of a large model.
+    """
+    kernels = effective_kernels(model.convolutions())
+    return {
+        layer: tf.Variable(kernel, trainable=False, name="kernel")
+        for layer, kernel in kernels.items()
+    }
+
+
+def _latent_names(model: NVAE) -> list[str]:
+    """`z_00`, `z_01`, …, top-down."""
+    return [f"z_{group:02}" for group in range(model.config.num_groups)]
+
+
+def _row_seeds(seed: tf.Tensor, purpose: int) -> tf.Tensor:
+    """(B, 2), from the requests' seeds (B,)."""
+    return tf.stack([seed, tf.fill(tf.shape(seed), tf.constant(purpose, tf.int64))], axis=1)
+
+
+def _noise(model: NVAE, seed: tf.Tensor) -> list[tf.Tensor]:
+    return row_noise(model, _row_seeds(seed, _OF_NOISE))
+
+
+def _image_outputs(model: NVAE, images: tf.Tensor) -> Outputs:
+    """`image` and, where a PNG can hold it, `image_bytes` of (B, H, W, C) in [0, 1].
+
+    A value that is not a number, as of a temperature at which the network overflows, is black.
+    """
     cropped = model.crop_padding(images)
-    pixels = tf.cast(tf.round(255 * tf.clip_by_value(cropped, 0.0, 1.0)), tf.uint8)
+    values = tf.where(tf.math.is_nan(cropped), 0.0, tf.clip_by_value(cropped, 0.0, 1.0))
+    pixels = tf.cast(tf.round(255 * values), tf.uint8)
     outputs = {"image": pixels}
-    if pixels.shape[-1] in _PNG_CHANNELS:
+    if pixels.shape[-1] in PICTURE_CHANNELS:
         outputs["image_bytes"] = tf.map_fn(
             tf.io.encode_png, pixels, fn_output_signature=tf.TensorSpec([], tf.string)
         )
