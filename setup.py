@@ -13,7 +13,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "nvae_tf/data/embedded/LICENSE"],
     packages=find_packages(include=["nvae_tf*", "trainers*", "export*"]),
-    package_data={"nvae_tf.data": ["embedded/*"], "export": ["serving/*"]},
+    package_data={
+        "nvae_tf.data": ["embedded/*"],
+        "export": ["serving/*"],
+        "trainers": ["model_card_template.md"],
+    },
     python_requires=">=3.10,<3.13",
     install_requires=[
         "absl-py>=1.4",  # TFX 1.16 does not allow 2
@@ -43,7 +47,16 @@ setup(
             "tfx==1.16.0",
         ],
         "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"],
-        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"],
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.10",
+            "pre-commit>=3.5",
+            "pytest>=8.0",
+            "pytest-cov>=5.0",
+            "pytest-xdist>=3.5",
+            "ruff>=0.6",
+        ],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     entry_points={
         "console_scripts": [
@@ -52,6 +65,8 @@ setup(
             "nvae-sample=trainers.sample:run",
             "nvae-latents=trainers.latents:run",
             "nvae-export=export.export_model:run",
+            "nvae-client=export.client:run",
+            "nvae-model-card=trainers.model_card:run",
             "nvae-import-nvlabs=export.import_nvlabs:run",
         ]
     },

@@ -1,0 +1,114 @@
+"""Asks a server for images: `python -m export.client --server=HOST:PORT --output=x.png`.
+
+Makes a sheet of pictures of what a model answers that TensorFlow Serving serves:
+
+  sample        images from the prior
+  reconstruct   picture files, encoded and decoded again
+  vary          a row for each picture file, whose first groups are kept and the others drawn anew,
+                from the same seeds in every row
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from absl import app, flags
+
+from export.serving_client import PROTOCOLS, Client
+from nvae_tf.files import write_atomically
+from nvae_tf.pictures import check_image_output, encode_png, sheet
+from trainers.programs import usage_errors
+
+_FLAGS_OF_MODE = {
+    "sample": ("num_samples", "seed", "temperature"),
+    "reconstruct": ("images",),
+    "vary": ("images", "keep_groups", "num_samples", "seed", "temperature"),
+}
+
+_SERVER = flags.DEFINE_string(
+    "server", None, "HOST:PORT; TensorFlow Serving has gRPC on 8500, REST on 8501.", required=True
+)
+_PROTOCOL = flags.DEFINE_enum("protocol", "grpc", list(PROTOCOLS), "How to ask.")
+_MODEL = flags.DEFINE_string("model", "nvae", "Its name on the server.")
+_VERSION = flags.DEFINE_integer(
+    "version", None, "Of the model; default: the newest that is loaded.", lower_bound=0
+)
+_LABEL = flags.DEFINE_string("label", None, "Instead of a version: the one with this label.")
+_MODE = flags.DEFINE_enum("mode", "sample", list(_FLAGS_OF_MODE), "What to ask for.")
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", 16, "How many images; of vary: of each picture.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Of the first image; the others have the seeds after it. A seed's image is the first one that "
+    "nvae-sample draws for it.",
+    lower_bound=0,
+)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 1.0, "Multiplies the prior's scales; lower is more typical and less diverse."
+)
+_IMAGES = flags.DEFINE_list("images", [], "PNG or JPEG files: a.png,b.jpg")
+_KEEP_GROUPS = flags.DEFINE_integer(
+    "keep_groups", 1, "vary: how many groups, from the top, come from the picture.", lower_bound=0
+)
+_DEADLINE = flags.DEFINE_float(
+    "deadline", 60.0, "Seconds for a request of up to 32 images, with its retries."
+)
+_RETRIES = flags.DEFINE_integer(
+    "retries", 4, "How often to ask again a server that is down or too busy.", lower_bound=0
+)
+_OUTPUT = flags.DEFINE_string("output", "samples.png", "The sheet, x.png.")
+
+
+def check_flags(mode: str) -> None:
+    """Raises a ValueError for flags that the mode has no use for, or lacks."""
+    known = {name for names in _FLAGS_OF_MODE.values() for name in names}
+    for name in sorted(known - set(_FLAGS_OF_MODE[mode])):
+        if flags.FLAGS[name].present:
+            raise ValueError(
+                f"--mode={mode} has no use for --{name}, only for "
+                f"--{', --'.join(_FLAGS_OF_MODE[mode])}."
+            )
+    if "images" in _FLAGS_OF_MODE[mode] and not _IMAGES.value:
+        raise ValueError(f"--mode={mode} needs --images.")
+
+
+def main(argv: list[str]) -> None:
+    with usage_errors(argv):
+        mode, number, pictures = _MODE.value, _NUM_SAMPLES.value, _IMAGES.value
+        check_flags(mode)
+        rows = {"sample": number, "reconstruct": len(pictures), "vary": number * len(pictures)}
+        if check_image_output(_OUTPUT.value, rows[mode]) != ".png":
+            raise ValueError(f"The output must end in .png, received {_OUTPUT.value!r}.")
+        with Client(
+            _SERVER.value,
+            _PROTOCOL.value,
+            _MODEL.value,
+            _VERSION.value,
+            _LABEL.value,
+            _DEADLINE.value,
+            _RETRIES.value,
+        ) as client:
+            drawing = (_SEED.value, _TEMPERATURE.value)
+            if mode == "sample":
+                images = client.sample(number, *drawing)
+            elif mode == "reconstruct":
+                images = client.reconstruct(pictures)
+            else:
+                varied = [
+                    client.vary(number * [picture], _KEEP_GROUPS.value, *drawing)
+                    for picture in pictures
+                ]
+                images = np.concatenate(varied)
+        columns = number if mode == "vary" else None
+        write_atomically(_OUTPUT.value, encode_png(sheet(images, columns)))
+    print(f"{mode}, {len(images)} images from {_SERVER.value}: {_OUTPUT.value}")
+
+
+def run() -> None:
+    """Entry point of `nvae-client`."""
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()
