@@ -16,7 +16,7 @@ from absl import app, flags
 
 from benchmarks.workloads import configurations, in_fresh_process, print_table, random_pictures
 from nvae_tf import presets
-from nvae_tf.config import ExperimentConfig, TrainConfig
+from nvae_tf.config import TrainConfig
 from nvae_tf.data import evaluation_batches, training_batches
 from nvae_tf.workdir import Workdir
 from trainers.loop import Trainer
@@ -24,8 +24,9 @@ from trainers.programs import use_devices
 from trainers.strategies import make_strategy
 from trainers.summaries import Speed, Summaries
 
-_NAMES = ["quickstart", *configurations()]
-_WORKLOADS = flags.DEFINE_list("workloads", _NAMES, "Which ones to measure.")
+_WORKLOADS = flags.DEFINE_list(
+    "workloads", ["quickstart", *configurations()], "Which ones to measure."
+)
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps whose median counts.", lower_bound=1)
 _REPEATS = 5  # of each kind of summary
 
@@ -49,11 +50,7 @@ class Costs(NamedTuple):
 def measure_summaries(name: str, steps: int) -> Costs:
     """Steps of a workload, and what is logged of them."""
     use_devices()
-    config = presets.get(name) if name in presets.names() else configurations()[name]
-    return _measure(config, steps)
-
-
-def _measure(config: ExperimentConfig, steps: int) -> Costs:
+    config = (configurations() | {"quickstart": presets.get("quickstart")})[name]
     images = random_pictures(config)
     trainer = Trainer(config, make_strategy(config.train.strategy), len(images))
     batches = iter(trainer.distribute(training_batches(images, config)))

@@ -48,9 +48,9 @@ class Program:
         return out, err
 
 
-def run(module: str, *arguments: object) -> str:
-    """The standard output of a program that must succeed."""
+def run(module: str, *arguments: object, returncode: int = 0) -> str:
+    """The standard output of a program that must end with that code."""
     program = Program(module, *arguments)
     out, err = program.communicate()
-    assert program.returncode == 0, err
+    assert program.returncode == returncode, err
     return out

@@ -165,7 +165,7 @@ def test_the_table_of_runs(finished, validation_logs):
         assert not metric.name.group
         assert metric.name.tag in validation_logs.Tags()["tensors"]
     session = hparams(validation_logs, "_hparams_/session_start_info").session_start_info
-    assert session.group_name.startswith("run ")
+    assert session.group_name.startswith("finished ")
     values = session.hparams
     assert set(values) == set(finished.read_config().flat())
     assert values["train.steps"].number_value == 4

@@ -128,7 +128,7 @@ def test_the_table_of_runs(server, finished):
             "sliceSize": 100,
         },
     )["sessionGroups"]
-    assert group["name"].startswith("run ")
+    assert group["name"].startswith("finished ")
     assert group["hparams"]["train.global_batch_size"] == 4
     assert group["hparams"]["model.arch_instance"] == "res_mbconv"
     with open(finished.evaluation) as file:

@@ -1,0 +1,98 @@
+"""The documentation: its links lead somewhere, and its commands have the options they are given."""
+
+import functools
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from nvae_tf import presets
+from nvae_tf.config import check_fields
+from tests.trainers.programs import run
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SCRIPTS = dict(re.findall(r'"(nvae-[\w-]+)=([\w.]+):run"', (ROOT / "setup.py").read_text()))
+# Programs that are not on every machine.
+OTHERS = ("examples.tfx_pipeline", "pytest", "pip", "venv")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}
+            assert anchor in anchors, target
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in navigation
+
+
+def commands():
+    """(module, arguments) of every call of one of our programs in a block of shell commands."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                found += filter(None, map(parse, simple_commands(line)))
+    return found
+
+
+def simple_commands(line):
+    """The words of the commands of a line, without assignments before them."""
+    words = shlex.shlex(line, posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    command = []
+    for word in [*words, ";"]:
+        if word in ("&&", "||", ";", "|", "&"):
+            if command:
+                yield command
+            command = []
+        elif command or not re.match(r"[A-Z_]+=", word):
+            command.append(word)
+
+
+def parse(words):
+    if words[0] in SCRIPTS:
+        return SCRIPTS[words[0]], words[1:]
+    assert not words[0].startswith("nvae-"), words
+    if words[0].startswith("python") and words[1] == "-m":
+        return words[2], words[3:]
+    if words[0].startswith("python") and words[1].endswith(".py"):
+        return words[1].removesuffix(".py").replace("/", "."), words[2:]
+    return None
+
+
+@functools.cache
+def options(module):
+    text = run(module, "--helpfull", returncode=1)
+    return set(re.findall(r"^\s+-+(?:\[no\])?(\w+)", text, flags=re.MULTILINE))
+
+
+def test_commands_have_the_options_that_they_are_given():
+    checked = set()
+    for module, arguments in commands():
+        if module in OTHERS:
+            continue
+        for argument in arguments:
+            name, _, value = argument.lstrip("-").partition("=")
+            assert argument.startswith("--"), (module, argument)
+            if name.startswith("config."):
+                check_fields([name.removeprefix("config.")])
+            elif name == "preset":
+                presets.get(value)
+            else:
+                assert name in options(module), (module, argument)
+        checked.add(module)
+    assert set(SCRIPTS.values()) <= checked  # every program is shown somewhere

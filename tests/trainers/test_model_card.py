@@ -1,0 +1,48 @@
+"""The model card says what the run's files say."""
+
+import json
+
+import pytest
+
+import nvae_tf
+from nvae_tf.workdir import Workdir
+from tests.conftest import tiny_experiment_config
+from tests.trainers.programs import Program, run
+from trainers.model_card import model_card
+
+
+def test_a_card_has_the_numbers_of_the_run(finished, tmp_path):
+    output = tmp_path / "card.md"
+    run("trainers.model_card", f"--workdir={finished.path}", f"--output={output}")
+    card = output.read_text()
+    assert "$" not in card
+    parameters = nvae_tf.load_model(finished.path).num_trainable_parameters
+    assert f"{parameters:,} trainable parameters" in card
+    assert "8x8 pixels with 1 channel(s) of 1 bit(s), binary" in card
+    assert "| 0 | 1 | 2x2 | 2 |\n| 1 | 0 | 4x4 | 2 |\n| 2 | 0 | 4x4 | 2 |\n" in card
+    assert "4 steps with 4 images each" in card
+    with open(finished.evaluation) as file:
+        result = json.load(file)
+    assert f"| -ELBO | {result['negative_elbo']:.2f} ± " in card
+    assert f"KL {result['kl']:.2f} nats" in card
+    embedded = card.partition("```json\n")[2].partition("\n```")[0]
+    assert json.loads(embedded) == json.loads(finished.read_config().to_json())
+
+
+def test_an_evaluation_of_another_step_does_not_count(finished, tmp_path):
+    copy = Workdir(tmp_path)
+    copy.write_config(finished.read_config())
+    (tmp_path / "checkpoints").symlink_to(finished.checkpoints)
+    with open(finished.evaluation) as file:
+        result = json.load(file) | {"step": 3}
+    (tmp_path / "evaluation.json").write_text(json.dumps(result))
+    assert "Not evaluated at this step" in model_card(copy)
+
+
+def test_wrong_usage(tmp_path):
+    process = Program("trainers.model_card", f"--workdir={tmp_path}")
+    _, err = process.communicate()
+    assert process.returncode == 1 and "is not the workdir of a run" in err
+    Workdir(tmp_path / "empty").write_config(tiny_experiment_config())
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        model_card(Workdir(tmp_path / "empty"))
