@@ -14,9 +14,9 @@ setup(
     license_files=["LICENSE", "nvae_tf/data/embedded/LICENSE"],
     packages=find_packages(include=["nvae_tf*", "trainers*", "export*"]),
     package_data={
+        "nvae_tf": ["model_card_template.md"],
         "nvae_tf.data": ["embedded/*"],
         "export": ["serving/*"],
-        "trainers": ["model_card_template.md"],
     },
     python_requires=">=3.10,<3.13",
     install_requires=[

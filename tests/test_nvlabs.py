@@ -99,6 +99,11 @@ def test_regularisation_is_the_reference_s(golden, name, model):
     assert model.num_trainable_parameters == values["num_parameters"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("nvlabs_mnist_tiny", marks=pytest.mark.slow), "nvlabs_cifar10_flow_tiny"],
+    indirect=True,
+)
 def test_training_follows_the_reference(golden, name, model):
     values = golden(f"{name}_training.npz")
     beta = float(values["kl_coefficient"])

@@ -52,8 +52,8 @@ def small():
     return train("one_device", 5, SMALL)
 
 
-def test_metrics_add_up_to_the_loss(one_replica):
-    trainer, metrics = one_replica
+def test_metrics_add_up_to_the_loss(small):
+    trainer, metrics = small
     for step in metrics:
         assert float(step.kl) == pytest.approx(float(tf.reduce_sum(step.kl_per_group)), rel=1e-5)
         assert float(step.negative_elbo) == pytest.approx(
@@ -67,30 +67,30 @@ def test_metrics_add_up_to_the_loss(one_replica):
             + float(step.regularization_coefficient) * regularization,
             rel=1e-5,
         )
-    assert int(trainer.optimizer.iterations.numpy()) == int(trainer.steps_done.numpy()) == 20
+    assert int(trainer.optimizer.iterations.numpy()) == int(trainer.steps_done.numpy()) == 5
 
 
-def test_the_step_is_that_of_the_model_and_the_objective(one_replica):
-    fresh = Trainer(CONFIG, strategy_of("one_device"), num_images=100)
-    images = next(iter(batches(CONFIG, 1)))
-    noise = fresh.model.draw_noise(4, tf.constant([CONFIG.train.seed, 0], tf.int64))
+def test_the_step_is_that_of_the_model_and_the_objective(small):
+    fresh = Trainer(SMALL, strategy_of("one_device"), num_images=100)
+    images = next(iter(batches(SMALL, 1)))
+    noise = fresh.model.draw_noise(4, tf.constant([SMALL.train.seed, 0], tf.int64))
     output = fresh.model.infer(images, noise, training=True)
     terms = objective_terms(fresh.model, images, output, 1e-4)
-    first = one_replica[1][0]
+    first = small[1][0]
     expected = float(tf.reduce_mean(negative_elbo(terms)))
     assert float(first.negative_elbo) == pytest.approx(expected, rel=1e-4)
 
 
-def test_standard_errors_are_those_of_the_batch(one_replica):
-    fresh = Trainer(CONFIG, strategy_of("one_device"), num_images=100)
-    images = next(iter(batches(CONFIG, 1)))
-    noise = fresh.model.draw_noise(4, tf.constant([CONFIG.train.seed, 0], tf.int64))
+def test_standard_errors_are_those_of_the_batch(small):
+    fresh = Trainer(SMALL, strategy_of("one_device"), num_images=100)
+    images = next(iter(batches(SMALL, 1)))
+    noise = fresh.model.draw_noise(4, tf.constant([SMALL.train.seed, 0], tf.int64))
     terms = objective_terms(
         fresh.model, images, fresh.model.infer(images, noise, training=True), 1e-4
     )
     kl = tf.reduce_sum(terms.kl_per_group, axis=1)
     for error, values in zip(
-        one_replica[1][0].standard_errors, (negative_elbo(terms), terms.reconstruction, kl)
+        small[1][0].standard_errors, (negative_elbo(terms), terms.reconstruction, kl)
     ):
         expected = np.std(values, ddof=1) / np.sqrt(4)
         np.testing.assert_allclose(error, expected, rtol=1e-3, atol=5e-3)
@@ -106,6 +106,12 @@ def assert_same_path(ours, theirs, rtol=1e-5, balanced=True):
             np.testing.assert_allclose(a.balance, b.balance, rtol=1e-4)
 
 
+def test_two_replicas_take_the_steps_of_one(small):
+    assert strategy_of("mirrored").num_replicas_in_sync == 2
+    assert_same_path(train("mirrored", 5, SMALL), small)
+
+
+@pytest.mark.slow
 def test_two_replicas_walk_the_path_of_one(one_replica):
     assert strategy_of("mirrored").num_replicas_in_sync == 2
     two = train("mirrored", 20)

@@ -5,10 +5,10 @@ import json
 import pytest
 
 import nvae_tf
+from nvae_tf.model_card import model_card
 from nvae_tf.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from tests.trainers.programs import Program, run
-from trainers.model_card import model_card
 
 
 def test_a_card_has_the_numbers_of_the_run(finished, tmp_path):
