@@ -67,7 +67,7 @@ setup(
             "nvae-export=export.export_model:run",
             "nvae-client=export.client:run",
             "nvae-model-card=trainers.model_card:run",
-            "nvae-import-nvlabs=export.import_nvlabs:run",
+            "nvae-import-nvlabs=trainers.import_nvlabs:run",
         ]
     },
 )

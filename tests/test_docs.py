@@ -33,6 +33,12 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors, target
 
 
+def test_one_version_everywhere():
+    version = re.search(r'version="([\d.]+)"', (ROOT / "setup.py").read_text())[1]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f'    version = "{version}",\n' in (ROOT / "MODULE.bazel").read_text()
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").glob("*.md"):

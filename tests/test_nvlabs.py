@@ -11,7 +11,6 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from export.import_nvlabs import import_checkpoint
 from nvae_tf import OptimizerConfig, nvlabs
 from nvae_tf.architectures import ARCHITECTURES
 from nvae_tf.layers.normalization import batch_statistics
@@ -21,6 +20,7 @@ from nvae_tf.regularization import Regularizer
 from nvae_tf.workdir import Workdir
 from tests.conftest import GOLDEN
 from trainers.checkpoints import Checkpointer
+from trainers.import_nvlabs import import_checkpoint
 from trainers.loop import Trainer
 from trainers.strategies import make_strategy
 
@@ -313,7 +313,7 @@ def test_a_model_of_the_papers_size_is_imported_in_three_times_its_memory(tmp_pa
     assert sum(value.numel() for value in checkpoint["state_dict"].values()) > 130e6
     program = (
         "import pathlib, re\n"
-        "from export.import_nvlabs import import_checkpoint\n"
+        "from trainers.import_nvlabs import import_checkpoint\n"
         "from nvae_tf.workdir import Workdir\n"
         f"import_checkpoint({str(path)!r}, Workdir({str(tmp_path / 'run')!r}))\n"
         "status = pathlib.Path('/proc/self/status').read_text()\n"

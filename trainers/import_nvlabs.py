@@ -1,7 +1,7 @@
 """Makes a workdir from a checkpoint of the paper's own release.
 
-`python -m export.import_nvlabs --checkpoint=F.pt --workdir=DIR`; evaluate, sample, export and train
-then work on it as on a run of our own.
+`python -m trainers.import_nvlabs --checkpoint=F.pt --workdir=DIR`; evaluate, sample, export and
+train then work on it as on a run of our own.
 """
 
 from __future__ import annotations
