@@ -55,7 +55,8 @@ OPTIONS = {
 
 # Combinations of what the others cover one by one, and operation lists that differ in one word.
 SLOW = {
-    *(set(ARCHITECTURES) - {"res_mbconv", "res_elu", "res_bnswish"}),
+    *(set(ARCHITECTURES) - {"res_mbconv", "res_elu"}),
+    "5_bit_two_channels",
     "two_flow_pairs",
     "vanilla_with_flow",
     "wider_decoder",

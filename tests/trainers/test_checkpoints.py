@@ -114,6 +114,7 @@ def poison(monkeypatch, steps):
     return held
 
 
+@pytest.mark.slow
 def test_a_diverging_run_goes_back_and_learns_more_slowly(tmp_path, monkeypatch, capsys):
     held = poison(monkeypatch, [3])
     train(small_experiment_config(steps=5), Workdir(tmp_path / "run"))
