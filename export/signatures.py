@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-from export.requests import (
+from export.request_tensors import (
     PICTURE_CHANNELS,
     allowed_temperature,
     read_examples,

@@ -24,8 +24,8 @@ from trainers.checkpoints import Checkpointer
 from trainers.diagnosis import first_non_finite
 from trainers.loop import DivergedError, StepMetrics, Trainer, has_diverged, total_steps
 from trainers.memory import expected_memory
-from trainers.profile import StepProfile, StepRange
 from trainers.signals import StopRequest
+from trainers.step_profile import StepProfile, StepRange
 from trainers.strategies import is_chief, make_strategy
 from trainers.summaries import Speed, Summaries
 

@@ -18,8 +18,8 @@ from nvae_tf.config import ExperimentConfig, check_fields
 from nvae_tf.workdir import Workdir
 from trainers.experiment import train
 from trainers.loop import DivergedError
-from trainers.profile import StepRange
 from trainers.programs import usage_errors, use_devices
+from trainers.step_profile import StepRange
 
 _PRESET = flags.DEFINE_string(
     "preset", None, f"Where the configuration starts from: {', '.join(presets.names())}."

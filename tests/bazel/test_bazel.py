@@ -22,7 +22,7 @@ TESTS = [
     "//tests/data/...",
     "//tests/distributions/...",
     "//tests/evaluation:test_feature_distances",
-    "//tests/export:test_requests",
+    "//tests/export:test_request_tensors",
     "//tests/export:test_serving_files",
     "//tests/trainers:test_guard",
 ]

@@ -9,7 +9,7 @@ import pytest
 from nvae_tf.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from trainers.experiment import train
-from trainers.profile import StepRange
+from trainers.step_profile import StepRange
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.requests import allowed_temperature, read_examples, read_pictures
+from export.request_tensors import allowed_temperature, read_examples, read_pictures
 from nvae_tf.data.pipeline import preprocess
 from tests.conftest import tiny_model_config
 from tests.export.exported import as_png, pictures
