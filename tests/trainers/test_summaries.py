@@ -242,10 +242,9 @@ def test_strips_lead_from_a_sample_to_the_reconstruction(finished):
     def tile(sheet, row, column):
         return sheet[2 + 10 * row : 10 + 10 * row, 2 + 10 * column : 10 + 10 * column].astype(int)
 
-    strips, samples = gallery.first_groups(), gallery.samples(1.0)
+    beside, strips, (samples,) = gallery.draw([1.0])
     assert strips.shape == (3 * 10 + 2, 5 * 10 + 2, 1)
     reconstructions = to_uint8(reconstruct(model, examples)).astype(int)
-    beside = gallery.reconstructions()
     for row in range(3):
         np.testing.assert_array_equal(tile(strips, row, 0), tile(samples, 0, row))
         np.testing.assert_array_equal(tile(strips, row, 4), to_uint8(examples[row]))

@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import api as hp
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.model import NVAE
+from trainers.summaries.layout import group_name
 
 # Tag and name of what the table of runs compares, all of held-out images.
 _METRICS = (
@@ -80,7 +81,7 @@ def model_tables(model: NVAE) -> str:
     parts.append(("**together**", f"{sum(map(len, layers.values()))}", f"{total:,}", "100.0%"))
     shapes, scales = model.config.latent_shapes, model.config.group_scales
     groups = [
-        (f"`group_{group:02d}`", f"{scale}", f"{height}x{width}", f"{channels}", f"{units:,}")
+        (f"`{group_name(group)}`", f"{scale}", f"{height}x{width}", f"{channels}", f"{units:,}")
         for group, (scale, (height, width, channels)) in enumerate(zip(scales, shapes))
         for units in [height * width * channels]
     ]

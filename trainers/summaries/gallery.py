@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
 import numpy as np
 import tensorflow as tf
 
@@ -14,6 +17,19 @@ from nvae_tf.sampling import row_noise
 EXAMPLES = 16  # images that are reconstructed or drawn at a time
 _COLUMNS = 8
 _STRIPS = 6  # images of `first_groups`
+
+
+Kernels: TypeAlias = dict[int, tf.Tensor]  # normalised, by layer
+
+
+class Sheets(NamedTuple):
+    """Pictures (H, W, C) uint8."""
+
+    pairs: np.ndarray  # the examples, each beside its reconstruction at the posterior's means
+    # A row for each of some examples: its first groups and a draw of the others, and itself. The
+    # columns keep `Gallery.shown_groups`, and the draws have the same noise in all of them.
+    first_groups: np.ndarray
+    samples: list[np.ndarray]  # 16 each, the same noise at every temperature
 
 
 class Gallery:
@@ -32,9 +48,18 @@ class Gallery:
         self._examples = examples[:EXAMPLES]
         self._draw = tf.function(self._draw_rows, autograph=False)
 
+    def draw(self, temperatures: Sequence[float]) -> Sheets:
+        """All sheets, with samples at these temperatures; the kernels are normalised once."""
+        kernels = effective_kernels(self._model.convolutions())
+        return Sheets(
+            pairs=self._reconstructions(kernels),
+            first_groups=self._first_groups(kernels),
+            samples=[self._samples(kernels, temperature) for temperature in temperatures],
+        )
+
     def _draw_rows(
         self,
-        kernels: dict[int, tf.Tensor],
+        kernels: Kernels,
         images: tf.Tensor,
         keep_groups: tf.Tensor,
         seeds: tf.Tensor,
@@ -47,13 +72,13 @@ class Gallery:
 
     def _rows(
         self,
+        kernels: Kernels,
         examples: np.ndarray,
         keep_groups: np.ndarray,
         seeds: np.ndarray,
         temperature: float = 1.0,
     ) -> np.ndarray:
         """Images (N, h, w, C): numbers of examples, groups kept from them, seeds of the others."""
-        kernels = effective_kernels(self._model.convolutions())
         drawn = []
         for first in range(0, len(examples), EXAMPLES):
             rows = np.arange(first, first + EXAMPLES) % len(examples)  # always as many
@@ -68,39 +93,32 @@ class Gallery:
             drawn.append(images.numpy())
         return np.concatenate(drawn)[: len(examples)]
 
-    def reconstructions(self) -> np.ndarray:
-        """The examples, and beside each of them its reconstruction at the posterior's means."""
+    def _reconstructions(self, kernels: Kernels) -> np.ndarray:
         numbers = np.arange(len(self._examples))
         keep = np.full_like(numbers, self._model.config.num_groups)
-        pairs = np.stack([self._inputs(), self._rows(numbers, keep, numbers)], axis=1)
+        pairs = np.stack([self._inputs(), self._rows(kernels, numbers, keep, numbers)], axis=1)
         return sheet(to_uint8(pairs.reshape(-1, *pairs.shape[2:])), _COLUMNS)
 
     def _inputs(self) -> np.ndarray:
         return self._model.crop_padding(self._examples).numpy()
 
-    def samples(self, temperature: float) -> np.ndarray:
-        """16 samples, the same noise at every temperature."""
+    def _samples(self, kernels: Kernels, temperature: float) -> np.ndarray:
         numbers = np.arange(EXAMPLES)
         examples = numbers % len(self._examples)  # of which nothing is kept
-        drawn = self._rows(examples, np.zeros_like(numbers), numbers, temperature)
+        drawn = self._rows(kernels, examples, np.zeros_like(numbers), numbers, temperature)
         return sheet(to_uint8(drawn), _COLUMNS)
 
     def shown_groups(self) -> list[int]:
-        """How many groups the columns of `first_groups` keep, rising from none to all."""
+        """How many groups the columns of `Sheets.first_groups` keep, rising from none to all."""
         groups = self._model.config.num_groups
         columns = min(groups + 1, _COLUMNS - 1)
         return np.linspace(0, groups, columns).round().astype(int).tolist()
 
-    def first_groups(self) -> np.ndarray:
-        """A row for each of some examples: its first groups and a draw of the others, and itself.
-
-        The columns keep `shown_groups`; the last one is the example. The draws have the same noise
-        in all of them.
-        """
+    def _first_groups(self, kernels: Kernels) -> np.ndarray:
         keep = self.shown_groups()
         count = min(_STRIPS, len(self._examples))
         numbers = np.repeat(np.arange(count), len(keep))
-        drawn = self._rows(numbers, np.tile(keep, count), numbers)
+        drawn = self._rows(kernels, numbers, np.tile(keep, count), numbers)
         strips = drawn.reshape(count, len(keep), *drawn.shape[1:])
         rows = np.concatenate([strips, self._inputs()[:count, None]], axis=1)
         return sheet(to_uint8(rows.reshape(-1, *rows.shape[2:])), columns=len(keep) + 1)

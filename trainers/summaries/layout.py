@@ -9,9 +9,14 @@ from nvae_tf.config import ModelConfig
 MARGINS = ("negative_elbo", "reconstruction", "kl")  # drawn with what their means may miss
 
 
+def group_name(group: int) -> str:
+    """`group_00` for the lowest resolution, and so on: names that sort top-down."""
+    return f"group_{group:02d}"
+
+
 def group_tag(quantity: str, group: int) -> str:
-    """Tag of a group's quantity: `kl/group_00` is the lowest resolution's, and they sort so."""
-    return f"{quantity}/group_{group:02d}"
+    """Tag of a group's quantity, such as `kl/group_00`."""
+    return f"{quantity}/{group_name(group)}"
 
 
 def margin_tags(name: str) -> tuple[str, str]:

@@ -195,19 +195,17 @@ class Summaries:
         tf.summary.image("kl/rate_curve", figures.rate_curve(kl[-1])[None])
 
     def _log_gallery(self) -> None:
-        gallery = self._gallery
-        tf.summary.image("reconstructions/pairs", gallery.reconstructions()[None])
-        kept = ", ".join(map(str, gallery.shown_groups()))
+        sheets = self._gallery.draw(_TEMPERATURES)
+        tf.summary.image("reconstructions/pairs", sheets.pairs[None])
+        kept = ", ".join(map(str, self._gallery.shown_groups()))
         tf.summary.image(
             "reconstructions/first_groups",
-            gallery.first_groups()[None],
+            sheets.first_groups[None],
             description=f"The first {kept} groups of the image in the last column; the others "
             "are drawn from the prior.",
         )
-        for temperature in _TEMPERATURES:
-            tf.summary.image(
-                f"samples/temperature_{temperature}", gallery.samples(temperature)[None]
-            )
+        for temperature, samples in zip(_TEMPERATURES, sheets.samples):
+            tf.summary.image(f"samples/temperature_{temperature}", samples[None])
 
     def end(self, success: bool) -> None:
         """Enters into the table of runs how the run has ended."""
