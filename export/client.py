@@ -16,7 +16,7 @@ from absl import app, flags
 from export.serving_client import PROTOCOLS, Client
 from nvae_tf.files import write_atomically
 from nvae_tf.pictures import check_image_output, encode_png, sheet
-from trainers.programs import usage_errors
+from trainers.programs import check_flags_of_mode, usage_errors
 
 _FLAGS_OF_MODE = {
     "sample": ("num_samples", "seed", "temperature"),
@@ -62,13 +62,7 @@ _OUTPUT = flags.DEFINE_string("output", "samples.png", "The sheet, x.png.")
 
 def check_flags(mode: str) -> None:
     """Raises a ValueError for flags that the mode has no use for, or lacks."""
-    known = {name for names in _FLAGS_OF_MODE.values() for name in names}
-    for name in sorted(known - set(_FLAGS_OF_MODE[mode])):
-        if flags.FLAGS[name].present:
-            raise ValueError(
-                f"--mode={mode} has no use for --{name}, only for "
-                f"--{', --'.join(_FLAGS_OF_MODE[mode])}."
-            )
+    check_flags_of_mode(mode, _FLAGS_OF_MODE)
     if "images" in _FLAGS_OF_MODE[mode] and not _IMAGES.value:
         raise ValueError(f"--mode={mode} needs --images.")
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import write_atomically
-from nvae_tf.workdir import Workdir
+from nvae_tf.workdir import Workdir, checkpoint_step
 
 EXTRA = "assets.extra"  # which loaders ignore, and servers keep beside the model
 _FILE = "nvae_manifest.json"
@@ -64,7 +64,7 @@ def run_manifest(workdir: Workdir, which: str = "latest") -> Manifest:
     checkpoint = workdir.checkpoint(which)
     if checkpoint is None:
         raise FileNotFoundError(f"The run in {workdir.path!r} has no {which} checkpoint yet.")
-    step = int(checkpoint.rpartition("-")[2])
+    step = checkpoint_step(checkpoint)
     files = [workdir.evaluation]
     if which == "best":
         files.insert(0, workdir / "evaluation_best.json")

@@ -393,6 +393,15 @@ class ExperimentConfig:
             for name, value in fields.items()
         }
 
+    def differences(self, other: ExperimentConfig) -> dict[str, str]:
+        """What another one has instead: dotted field name to a phrase with both values."""
+        theirs = other.flat()
+        return {
+            name: f"{name} is {theirs[name]!r} there, {value!r} was asked for"
+            for name, value in self.flat().items()
+            if value != theirs[name]
+        }
+
     def to_json(self) -> str:
         """JSON text that `from_json` reads back to an equal configuration."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

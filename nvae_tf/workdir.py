@@ -90,11 +90,10 @@ class Workdir:
         """
         if not self.has_config:
             return
-        ours, theirs = config.flat(), self.read_config().flat()
         differences = [
-            f"{name} is {theirs[name]!r} there, {value!r} was asked for"
-            for name, value in ours.items()
-            if name not in _CHANGEABLE and value != theirs[name]
+            phrase
+            for name, phrase in config.differences(self.read_config()).items()
+            if name not in _CHANGEABLE
         ]
         if differences:
             raise ValueError(

@@ -25,7 +25,7 @@ from nvae_tf.files import write_atomically
 from nvae_tf.pictures import ANIMATIONS, check_grid_output, encode_grid
 from nvae_tf.sampling import group_temperatures
 from nvae_tf.workdir import Workdir, load_model
-from trainers.programs import define_checkpoint_flag, usage_errors, use_devices
+from trainers.programs import check_flags_of_mode, define_checkpoint_flag, usage_errors, use_devices
 
 _FLAGS_OF_MODE = {
     "reconstruct": ("images",),
@@ -94,13 +94,7 @@ def integers(flag: flags.FlagHolder, default: range, limit: int) -> list[int]:
 
 def check_flags(mode: str) -> None:
     """Raises a ValueError for flags that the mode has no use for."""
-    known = {name for names in _FLAGS_OF_MODE.values() for name in names}
-    for name in sorted(known - set(_FLAGS_OF_MODE[mode])):
-        if flags.FLAGS[name].present:
-            raise ValueError(
-                f"--mode={mode} has no use for --{name}, only for "
-                f"--{', --'.join(_FLAGS_OF_MODE[mode])}."
-            )
+    check_flags_of_mode(mode, _FLAGS_OF_MODE)
     if mode in _ANIMATED and _IMAGES.value is not None and _SEEDS.value is not None:
         raise ValueError("Choose between --images and --seeds.")
     if mode not in _ANIMATED and _OUTPUT.value.endswith(ANIMATIONS):

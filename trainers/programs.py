@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 from absl import flags
@@ -17,6 +17,23 @@ def define_checkpoint_flag() -> flags.FlagHolder[str]:
     return flags.DEFINE_enum(
         "checkpoint", "latest", CHECKPOINTS, "Of the run; best is by the validation -ELBO."
     )
+
+
+def check_flags_of_mode(mode: str, flags_of_mode: Mapping[str, Sequence[str]]) -> None:
+    """Raises a ValueError for flags that were given, and that the mode has no use for.
+
+    Args:
+      mode: that was chosen.
+      flags_of_mode: for each mode, the names of the flags that it uses, among those that not all
+        modes do.
+    """
+    known = {name for names in flags_of_mode.values() for name in names}
+    for name in sorted(known - set(flags_of_mode[mode])):
+        if flags.FLAGS[name].present:
+            raise ValueError(
+                f"--mode={mode} has no use for --{name}, only for "
+                f"--{', --'.join(flags_of_mode[mode])}."
+            )
 
 
 @contextlib.contextmanager

@@ -185,14 +185,10 @@ def _base_run(base_model: str, config: ExperimentConfig) -> Workdir:
             f"base_model {base_model!r} has no weights to start from: neither it nor {places[1]!r} "
             "is the workdir of a run. Only models that trainers.tfx_module trained have one."
         )
-    theirs, ours = (
-        {name: value for name, value in c.flat().items() if name.startswith("model.")}
-        for c in (workdir.read_config(), config)
-    )
     differences = [
-        f"{name} is {theirs[name]!r} there, {value!r} was asked for"
-        for name, value in ours.items()
-        if value != theirs[name]
+        phrase
+        for name, phrase in config.differences(workdir.read_config()).items()
+        if name.startswith("model.")
     ]
     if differences:
         raise ValueError(f"base_model {base_model!r} is another model: {'; '.join(differences)}.")
