@@ -14,7 +14,7 @@ setup(
     license_files=["LICENSE", "nvae_tf/data/embedded/LICENSE"],
     packages=find_packages(include=["nvae_tf*", "trainers*", "export*"]),
     package_data={
-        "nvae_tf": ["model_card_template.md"],
+        "nvae_tf.evaluation": ["model_card_template.md"],
         "nvae_tf.data": ["embedded/*"],
         "export": ["serving/*"],
     },

@@ -11,8 +11,8 @@ import tensorflow as tf
 from absl import app
 
 from benchmarks.workloads import print_table
-from nvae_tf.layers.depthwise import depthwise_convolution
-from trainers.programs import use_devices
+from nvae_tf.command_line import use_devices
+from nvae_tf.model.layers.depthwise import depthwise_convolution
 
 _SHAPES = ((8, 8, 8, 768), (8, 4, 4, 1536), (8, 16, 16, 192), (8, 32, 32, 96), (32, 16, 16, 96))
 _ROUNDS = 40

@@ -14,8 +14,8 @@ from absl import app, flags
 
 from benchmarks.workloads import configurations, in_fresh_process, print_table
 from nvae_tf import NVAE, ExperimentConfig, presets
+from nvae_tf.command_line import use_devices
 from nvae_tf.evaluation import LikelihoodEvaluator
-from trainers.programs import use_devices
 
 _DRAWS = flags.DEFINE_integer("num_iw_samples", 100, "Draws of z per image.", lower_bound=1)
 _IMAGES = flags.DEFINE_integer("images", 8, "Images, as one batch.", lower_bound=1)

@@ -17,13 +17,13 @@ from benchmarks.workloads import (
     print_table,
     random_pictures,
 )
+from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import training_batches
-from nvae_tf.layers.normalization import BatchNormalization
-from trainers.loop import Trainer
-from trainers.memory import expected_memory
-from trainers.programs import use_devices
-from trainers.strategies import make_strategy
+from nvae_tf.model.layers.normalization import BatchNormalization
+from trainers.run.memory import expected_memory
+from trainers.run.strategies import make_strategy
+from trainers.run.trainer import Trainer
 
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps whose median counts.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 32, "Images in a batch of the MNIST preset.")

@@ -15,8 +15,8 @@ from benchmarks.workloads import (
     measure_workloads,
 )
 from nvae_tf import NVAE
+from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
-from trainers.programs import use_devices
 
 _WORKLOADS = flags.DEFINE_list("workloads", list(configurations()), "Which ones to measure.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Batches whose median counts.", lower_bound=1)

@@ -20,7 +20,7 @@ from benchmarks.workloads import in_fresh_process, print_table
 from export.manifest import Manifest
 from export.publish import publish
 from nvae_tf import NVAE, presets
-from trainers.programs import use_devices
+from nvae_tf.command_line import use_devices
 
 _PRESETS = flags.DEFINE_list("presets", ["quickstart"], "Whose models to export and to ask.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Requests whose median counts.", lower_bound=1)

@@ -16,12 +16,12 @@ from absl import app, flags
 
 from benchmarks.workloads import configurations, in_fresh_process, print_table, random_pictures
 from nvae_tf import presets
+from nvae_tf.command_line import use_devices
 from nvae_tf.config import TrainConfig
 from nvae_tf.data import evaluation_batches, training_batches
-from nvae_tf.workdir import Workdir
-from trainers.loop import Trainer
-from trainers.programs import use_devices
-from trainers.strategies import make_strategy
+from nvae_tf.runs.workdir import Workdir
+from trainers.run.strategies import make_strategy
+from trainers.run.trainer import Trainer
 from trainers.summaries import Speed, Summaries
 
 _WORKLOADS = flags.DEFINE_list(

@@ -16,11 +16,11 @@ from benchmarks.workloads import (
     measure_workloads,
     random_pictures,
 )
+from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import training_batches
-from trainers.loop import Trainer
-from trainers.programs import use_devices
-from trainers.strategies import make_strategy
+from trainers.run.strategies import make_strategy
+from trainers.run.trainer import Trainer
 
 _WORKLOADS = flags.DEFINE_list("workloads", list(configurations()), "Which ones to measure.")
 _STEPS = flags.DEFINE_integer("steps", 15, "Steps whose median counts.", lower_bound=1)

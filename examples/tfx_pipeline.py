@@ -13,17 +13,17 @@ from __future__ import annotations
 import json
 import os
 
-os.environ["TF_USE_LEGACY_KERAS"] = "0"  # see trainers/tfx_module.py
+os.environ["TF_USE_LEGACY_KERAS"] = "0"  # see trainers/tfx/training.py
 
 import tensorflow as tf
 from absl import app, flags
 from tfx import v1 as tfx
 
 from nvae_tf import presets
+from nvae_tf.command_line import usage_errors, use_devices
 from nvae_tf.data import load_images
 from nvae_tf.files import new_directory
-from trainers.programs import usage_errors, use_devices
-from trainers.tfx_evaluator import BitsPerDimensionEvaluator
+from trainers.tfx.evaluator import BitsPerDimensionEvaluator
 
 _ROOT = flags.DEFINE_string(
     "root",

@@ -14,9 +14,9 @@ import numpy as np
 from absl import app, flags
 
 from export.serving_client import PROTOCOLS, Client
+from nvae_tf.command_line import check_flags_of_mode, usage_errors
 from nvae_tf.files import write_atomically
-from nvae_tf.pictures import check_image_output, encode_png, sheet
-from trainers.programs import check_flags_of_mode, usage_errors
+from nvae_tf.sampling.images import check_image_output, encode_png, sheet
 
 _FLAGS_OF_MODE = {
     "sample": ("num_samples", "seed", "temperature"),

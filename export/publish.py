@@ -16,7 +16,7 @@ from absl import logging
 
 from export.manifest import Manifest, read_manifest
 from export.saved_model import write_saved_model
-from nvae_tf.model import NVAE
+from nvae_tf.model.nvae import NVAE
 
 METRIC = "negative_elbo_bits_per_dim"
 _LOCK = ".lock"

@@ -10,7 +10,7 @@ import tensorflow as tf
 from export.manifest import Manifest, write_manifest
 from export.signatures import make_signatures
 from export.warmup import write_warmup_requests
-from nvae_tf.model import NVAE
+from nvae_tf.model.nvae import NVAE
 
 
 def write_saved_model(model: NVAE, directory: str | os.PathLike, manifest: Manifest) -> None:

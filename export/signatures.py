@@ -18,11 +18,11 @@ from export.request_tensors import (
     read_examples,
     read_pictures,
 )
-from nvae_tf import latents
-from nvae_tf.layers.convolution import effective_kernels, given_kernels
-from nvae_tf.model import NVAE
-from nvae_tf.objective import bits_per_dimension
-from nvae_tf.sampling import row_noise
+from nvae_tf.model.layers.convolution import effective_kernels, given_kernels
+from nvae_tf.model.nvae import NVAE
+from nvae_tf.sampling import latents
+from nvae_tf.sampling.sampler import row_noise
+from nvae_tf.training.objective import bits_per_dimension
 
 Signature: TypeAlias = tf.types.experimental.PolymorphicFunction
 Outputs: TypeAlias = dict[str, tf.Tensor]

@@ -8,8 +8,8 @@ from nvae_tf.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from nvae_tf.model import NVAE
-from nvae_tf.workdir import load_model
+from nvae_tf.model.nvae import NVAE
+from nvae_tf.runs.workdir import load_model
 
 __all__ = [
     "NVAE",

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.layers.cells import (
+from nvae_tf.model.layers.cells import (
     ConvolutionBranch,
     DownSkip,
     InvertedBottleneck,
@@ -26,9 +26,9 @@ from nvae_tf.layers.cells import (
     SqueezeExcitation,
     UpSkip,
 )
-from nvae_tf.layers.convolution import Convolution, WeightNormConvolution
-from nvae_tf.layers.normalization import BatchNormalization
-from nvae_tf.model import NVAE
+from nvae_tf.model.layers.convolution import Convolution, WeightNormConvolution
+from nvae_tf.model.layers.normalization import BatchNormalization
+from nvae_tf.model.nvae import NVAE
 
 # Image side and channels by the release's data-set names. Its gray sets are 28x28 padded to 32x32.
 _GRAY = {"image_shape": (32, 32, 1), "padding": 2, "likelihood": "bernoulli", "num_x_bits": 1}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig, ModelConfig, TrainConfig
-from trainers.programs import use_devices
 
 # Two CPU devices, so that two replicas can be compared with one; before anything is computed.
 tf.config.set_logical_device_configuration(

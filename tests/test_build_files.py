@@ -193,7 +193,7 @@ def test_imports_that_are_found(source, names):
         ("nvae_tf", "nvae_tf/__init__.py"),
         ("nvae_tf NVAE", "nvae_tf/__init__.py"),
         ("nvae_tf presets", "nvae_tf/presets.py"),
-        ("nvae_tf model NVAE", "nvae_tf/model.py"),
+        ("nvae_tf model nvae NVAE", "nvae_tf/model/nvae.py"),
         # A function and a module of one name.
         ("nvae_tf evaluation sample_quality", "nvae_tf/evaluation/__init__.py"),
         (

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.files import new_directory, write_atomically
-from nvae_tf.pictures import encode_png, sheet, to_uint8
+from nvae_tf.sampling.images import encode_png, sheet, to_uint8
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):

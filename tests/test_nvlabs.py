@@ -13,16 +13,16 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf import OptimizerConfig, nvlabs
 from nvae_tf.architectures import ARCHITECTURES
-from nvae_tf.layers.normalization import batch_statistics
-from nvae_tf.objective import objective_terms
-from nvae_tf.optimizer import AdaMax
-from nvae_tf.regularization import Regularizer
-from nvae_tf.workdir import Workdir
+from nvae_tf.model.layers.normalization import batch_statistics
+from nvae_tf.runs.workdir import Workdir
+from nvae_tf.training.objective import objective_terms
+from nvae_tf.training.optimizer import AdaMax
+from nvae_tf.training.regularization import Regularizer
 from tests.conftest import GOLDEN
-from trainers.checkpoints import Checkpointer
 from trainers.import_nvlabs import import_checkpoint
-from trainers.loop import Trainer
-from trainers.strategies import make_strategy
+from trainers.run.checkpoints import Checkpointer
+from trainers.run.strategies import make_strategy
+from trainers.run.trainer import Trainer
 
 torch = pytest.importorskip("torch", reason="needs the extra nvlabs")
 
@@ -314,7 +314,7 @@ def test_a_model_of_the_papers_size_is_imported_in_three_times_its_memory(tmp_pa
     program = (
         "import pathlib, re\n"
         "from trainers.import_nvlabs import import_checkpoint\n"
-        "from nvae_tf.workdir import Workdir\n"
+        "from nvae_tf.runs.workdir import Workdir\n"
         f"import_checkpoint({str(path)!r}, Workdir({str(tmp_path / 'run')!r}))\n"
         "status = pathlib.Path('/proc/self/status').read_text()\n"
         r"print(re.search(r'VmHWM:\s*(\d+) kB', status)[1])"

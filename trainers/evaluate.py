@@ -6,13 +6,13 @@ import os
 
 from absl import app, flags
 
+from nvae_tf.command_line import define_checkpoint_flag, usage_errors, use_devices
 from nvae_tf.data import load_images
 from nvae_tf.evaluation import FeatureExtractor, InceptionFeatures, SavedModelFeatures
+from nvae_tf.evaluation.suite import Evaluation, Protocol
 from nvae_tf.files import check_directory_of, write_atomically
-from nvae_tf.sampling import OUTPUTS, group_temperatures
-from nvae_tf.workdir import Workdir, load_model
-from trainers.evaluation import Evaluation, Protocol
-from trainers.programs import define_checkpoint_flag, usage_errors, use_devices
+from nvae_tf.runs.workdir import Workdir, load_model
+from nvae_tf.sampling.sampler import OUTPUTS, group_temperatures
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _CHECKPOINT = define_checkpoint_flag()

@@ -11,13 +11,13 @@ import dataclasses
 from absl import app, flags, logging
 
 from nvae_tf import presets
+from nvae_tf.command_line import usage_errors, use_devices
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import new_directory
-from nvae_tf.model import NVAE
+from nvae_tf.model.nvae import NVAE
 from nvae_tf.nvlabs import load_checkpoint
-from nvae_tf.workdir import Workdir
-from trainers.checkpoints import save_weights
-from trainers.programs import usage_errors, use_devices
+from nvae_tf.runs.workdir import Workdir
+from trainers.run.checkpoints import save_weights
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .pt file.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory to create.", required=True)

@@ -18,14 +18,19 @@ import tensorflow as tf
 from absl import app, flags
 from tqdm import tqdm
 
+from nvae_tf.command_line import (
+    check_flags_of_mode,
+    define_checkpoint_flag,
+    usage_errors,
+    use_devices,
+)
 from nvae_tf.config import ModelConfig
 from nvae_tf.data import load_images, preprocess
-from nvae_tf.exploration import Explorer, check_indices
 from nvae_tf.files import write_atomically
-from nvae_tf.pictures import ANIMATIONS, check_grid_output, encode_grid
-from nvae_tf.sampling import group_temperatures
-from nvae_tf.workdir import Workdir, load_model
-from trainers.programs import check_flags_of_mode, define_checkpoint_flag, usage_errors, use_devices
+from nvae_tf.runs.workdir import Workdir, load_model
+from nvae_tf.sampling.explorer import Explorer, check_indices
+from nvae_tf.sampling.images import ANIMATIONS, check_grid_output, encode_grid
+from nvae_tf.sampling.sampler import group_temperatures
 
 _FLAGS_OF_MODE = {
     "reconstruct": ("images",),

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from absl import app, flags, logging
 
+from nvae_tf.command_line import usage_errors
+from nvae_tf.evaluation.model_card import model_card
 from nvae_tf.files import check_directory_of, write_atomically
-from nvae_tf.model_card import model_card
-from nvae_tf.workdir import Workdir
-from trainers.programs import usage_errors
+from nvae_tf.runs.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _OUTPUT = flags.DEFINE_string("output", "MODEL_CARD.md", "File to write.")

@@ -7,11 +7,11 @@ import contextlib
 from absl import app, flags
 from tqdm import tqdm
 
-from nvae_tf.batch_norm_readjustment import PASSES, readjusted, stored_statistics
-from nvae_tf.pictures import check_image_output, image_writer
-from nvae_tf.sampling import OUTPUTS, Sampler, group_temperatures
-from nvae_tf.workdir import Workdir, load_model
-from trainers.programs import define_checkpoint_flag, usage_errors, use_devices
+from nvae_tf.command_line import define_checkpoint_flag, usage_errors, use_devices
+from nvae_tf.runs.workdir import Workdir, load_model
+from nvae_tf.sampling.images import check_image_output, image_writer
+from nvae_tf.sampling.readjustment import PASSES, readjusted, stored_statistics
+from nvae_tf.sampling.sampler import OUTPUTS, Sampler, group_temperatures
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _CHECKPOINT = define_checkpoint_flag()

@@ -14,12 +14,12 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from nvae_tf import presets
+from nvae_tf.command_line import usage_errors, use_devices
 from nvae_tf.config import ExperimentConfig, check_fields
-from nvae_tf.workdir import Workdir
-from trainers.experiment import train
-from trainers.loop import DivergedError
-from trainers.programs import usage_errors, use_devices
-from trainers.step_profile import StepRange
+from nvae_tf.runs.workdir import Workdir
+from trainers.run.experiment import train
+from trainers.run.step_profile import StepRange
+from trainers.run.trainer import DivergedError
 
 _PRESET = flags.DEFINE_string(
     "preset", None, f"Where the configuration starts from: {', '.join(presets.names())}."

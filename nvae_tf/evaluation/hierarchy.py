@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.latents import keep_first_groups
-from nvae_tf.layers.convolution import effective_kernels, given_kernels
-from nvae_tf.model import NVAE
+from nvae_tf.model.layers.convolution import effective_kernels, given_kernels
+from nvae_tf.model.nvae import NVAE
+from nvae_tf.sampling.latents import keep_first_groups
 
 ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over the images, above which it is in use
 ACTIVE_CHANNEL_NATS = 0.1  # of KL, above which a latent channel counts as in use

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.layers.convolution import effective_kernels, given_kernels
-from nvae_tf.model import NVAE
-from nvae_tf.objective import bits_per_dimension
+from nvae_tf.model.layers.convolution import effective_kernels, given_kernels
+from nvae_tf.model.nvae import NVAE
+from nvae_tf.training.objective import bits_per_dimension
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.pictures import encode_png
+from nvae_tf.sampling.images import encode_png
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -250,13 +250,15 @@ def expected_dependencies(source: str, label_of: dict[str, str], locked: set[str
 
 
 def _loaded_by_pytest(source: str, label_of: dict[str, str]) -> set[str]:
-    """What pytest brings without an import: the conftest.py of a test's folder, and plugins.
+    """What pytest brings without an import: each conftest.py on the way to a test, and plugins.
 
     Those of all tests come with the main program.
     """
     if source == "tests/bazel/pytest_main.py":
         return {label_of["tests/conftest.py"], "@pip//pytest_xdist"}  # the fixture worker_id
     path = pathlib.PurePath(source)
-    own = label_of.get(f"{path.parent}/conftest.py")
-    is_needed = path.match("test_*.py") and path.parent != pathlib.PurePath("tests")
-    return {own} if own and is_needed else set()
+    if not path.match("test_*.py"):
+        return set()
+    above = [parent for parent in path.parents if parent.parts[:1] == ("tests",)]
+    files = [f"{parent}/conftest.py" for parent in above if parent.parts[1:]]
+    return {label_of[file] for file in files if file in label_of}

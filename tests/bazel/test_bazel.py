@@ -98,7 +98,7 @@ def test_a_missing_dependency_is_an_error(workspace):
     with workspace.edited("nvae_tf/layers", '        ":depthwise",\n', ""):
         code, output = workspace.run("test", "//tests:test_optimizer")
     assert code != 0
-    assert "No module named 'nvae_tf.layers.depthwise'" in output
+    assert "No module named 'nvae_tf.model.layers.depthwise'" in output
 
 
 def test_the_library_cannot_depend_on_a_program(workspace):

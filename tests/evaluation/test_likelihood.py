@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from nvae_tf import NVAE
 from nvae_tf.evaluation import LikelihoodEvaluator
-from nvae_tf.objective import negative_elbo, objective_terms
+from nvae_tf.training.objective import negative_elbo, objective_terms
 from tests.conftest import random_images, tiny_model_config
 
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 from PIL import Image
 
 from export.serving_client import MAX_ROWS, Client, RequestError
-from nvae_tf.pictures import sheet
+from nvae_tf.sampling.images import sheet
 from tests.export.exported import (
     SIGNATURES,
     pictures,

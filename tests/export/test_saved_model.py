@@ -14,7 +14,7 @@ from tensorflow.python.framework import op_def_registry
 from export.manifest import read_manifest, run_manifest
 from export.publish import publish
 from nvae_tf import load_model
-from nvae_tf.workdir import Workdir
+from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from tests.export.exported import (
     SIGNATURES,
@@ -23,7 +23,7 @@ from tests.export.exported import (
     small_signatures,
     small_version,
 )
-from trainers.checkpoints import save_weights
+from trainers.run.checkpoints import save_weights
 
 # Operations with a state: variables and their files.
 STATEFUL = {

@@ -5,11 +5,12 @@ import pytest
 import tensorflow as tf
 
 from export.signatures import make_signatures
-from nvae_tf import NVAE, latents
+from nvae_tf import NVAE
 from nvae_tf.data.pipeline import preprocess
-from nvae_tf.objective import bits_per_dimension, negative_elbo, objective_terms
-from nvae_tf.pictures import to_uint8
-from nvae_tf.sampling import Sampler
+from nvae_tf.sampling import latents
+from nvae_tf.sampling.images import to_uint8
+from nvae_tf.sampling.sampler import Sampler
+from nvae_tf.training.objective import bits_per_dimension, negative_elbo, objective_terms
 from tests.conftest import tiny_model_config
 from tests.export.exported import (
     SIGNATURES,

@@ -6,10 +6,10 @@ import io
 
 import pytest
 
-from nvae_tf.workdir import Workdir
+from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
-from trainers.experiment import train
-from trainers.step_profile import StepRange
+from trainers.run.experiment import train
+from trainers.run.step_profile import StepRange
 
 
 @pytest.fixture(scope="session")

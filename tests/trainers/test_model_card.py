@@ -5,8 +5,8 @@ import json
 import pytest
 
 import nvae_tf
-from nvae_tf.model_card import model_card
-from nvae_tf.workdir import Workdir
+from nvae_tf.evaluation.model_card import model_card
+from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from tests.trainers.programs import Program, run
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import nvae_tf
-from nvae_tf.workdir import Workdir
+from nvae_tf.runs.workdir import Workdir
 
 pytestmark = pytest.mark.slow
 

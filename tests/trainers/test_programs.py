@@ -10,8 +10,8 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.data import load_images
-from nvae_tf.sampling import Sampler
-from nvae_tf.workdir import Workdir
+from nvae_tf.runs.workdir import Workdir
+from nvae_tf.sampling.sampler import Sampler
 from tests.trainers.programs import Program, run
 
 BAD_TRAINING = {

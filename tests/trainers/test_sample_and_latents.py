@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from nvae_tf.batch_norm_readjustment import readjusted, stored_statistics
-from nvae_tf.sampling import Sampler
-from nvae_tf.workdir import load_model
+from nvae_tf.runs.workdir import load_model
+from nvae_tf.sampling.readjustment import readjusted, stored_statistics
+from nvae_tf.sampling.sampler import Sampler
 from tests.trainers.programs import Program
 
 

@@ -2,6 +2,6 @@
 
 from trainers.summaries.gallery import EXAMPLES
 from trainers.summaries.layout import group_name
-from trainers.summaries.summaries import Speed, Summaries
+from trainers.summaries.writer import Speed, Summaries
 
 __all__ = ["EXAMPLES", "Speed", "Summaries", "group_name"]

@@ -14,7 +14,7 @@ import tensorflow_probability as tfp
 from tensorboard.plugins.hparams import api as hp
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.model import NVAE
+from nvae_tf.model.nvae import NVAE
 from trainers.summaries.layout import group_name
 
 # Tag and name of what the table of runs compares, all of held-out images.

@@ -8,11 +8,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.latents import vary
-from nvae_tf.layers.convolution import effective_kernels, given_kernels
-from nvae_tf.model import NVAE
-from nvae_tf.pictures import sheet, to_uint8
-from nvae_tf.sampling import row_noise
+from nvae_tf.model.layers.convolution import effective_kernels, given_kernels
+from nvae_tf.model.nvae import NVAE
+from nvae_tf.sampling.images import sheet, to_uint8
+from nvae_tf.sampling.latents import vary
+from nvae_tf.sampling.sampler import row_noise
 
 EXAMPLES = 16  # images that are reconstructed or drawn at a time
 _COLUMNS = 8

@@ -1,0 +1,88 @@
+"""What a run's files say about its model, as a model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import string
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.runs.workdir import Workdir, checkpoint_step, load_model
+
+_TEMPLATE = pathlib.Path(__file__).with_name("model_card_template.md")
+_LIKELIHOODS = {
+    "bernoulli": "binary, with a Bernoulli for each pixel",
+    "logistic_mixture": "with a mixture of discretised logistics",
+    "normal": "with a normal for each value",
+}
+
+
+def model_card(workdir: Workdir) -> str:
+    """The card of a run's newest checkpoint, as Markdown.
+
+    What only people know stands in angle brackets, for them to write.
+
+    Raises:
+      FileNotFoundError: if no run was started there, or it has no checkpoint yet.
+    """
+    config = workdir.read_config()
+    checkpoint = workdir.latest_checkpoint()
+    if checkpoint is None:
+        raise FileNotFoundError(f"The run in {workdir.path!r} has no checkpoint yet.")
+    step = checkpoint_step(checkpoint)
+    height, width, channels = config.model.content_shape
+    data = config.data
+    fields = {
+        "name": os.path.basename(os.path.abspath(workdir.path)),
+        "workdir": workdir.path,
+        "step": f"{step:,}",
+        "num_groups": config.model.num_groups,
+        "num_scales": config.model.num_latent_scales,
+        "parameters": f"{load_model(workdir.path).num_trainable_parameters:,}",
+        "image_shape": f"{height}x{width} pixels with {channels} channel(s) of "
+        f"{config.model.num_x_bits} bit(s)",
+        "likelihood": _LIKELIHOODS[config.model.likelihood],
+        "groups": _groups(config),
+        "data": f"`{data.name}`" + (f" in `{data.data_dir}`" if data.data_dir else ""),
+        "train_split": data.train_split,
+        "steps": f"{step:,}",
+        "batch": config.train.global_batch_size,
+        "learning_rate": config.optimizer.learning_rate,
+        "learning_rate_min": config.optimizer.learning_rate_min,
+        "anneal": f"{config.train.kl_anneal_portion:.0%}",
+        "regularization": config.train.weight_decay_norm,
+        "precision": config.train.precision,
+        "seed": config.train.seed,
+        "evaluation": _evaluation(workdir, step),
+        "config": config.to_json().strip(),
+    }
+    return string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(fields)
+
+
+def _groups(config: ExperimentConfig) -> str:
+    rows = zip(config.model.group_scales, config.model.latent_shapes)
+    return "\n".join(
+        f"| {group} | {scale} | {height}x{width} | {channels} |"
+        for group, (scale, (height, width, channels)) in enumerate(rows)
+    )
+
+
+def _evaluation(workdir: Workdir, step: int) -> str:
+    """The bounds of the newest evaluation, if it is of that step."""
+    if workdir.evaluated_step() != step:
+        return "Not evaluated at this step: run `nvae-evaluate`, and write this card again."
+    with open(workdir.evaluation, encoding="utf-8") as file:
+        result = json.load(file)
+    return (
+        f"On {result['num_images']:,} images of the split `{result['split']}`, per image:\n\n"
+        "| | nats | bits per dimension |\n|---|---|---|\n"
+        f"| -ELBO | {result['negative_elbo']:.2f} ± "
+        f"{result['negative_elbo_standard_error']:.2f} "
+        f"| {result['negative_elbo_bits_per_dim']:.4f} |\n"
+        f"| bound with {result['num_iw_samples']} importance-weighted sample(s) "
+        f"| {result['iw_bound']:.2f} ± {result['iw_bound_standard_error']:.2f} "
+        f"| {result['iw_bound_bits_per_dim']:.4f} |\n\n"
+        f"Reconstruction {result['reconstruction']:.2f}, KL {result['kl']:.2f} nats; by group, "
+        f"from the lowest resolution: {', '.join(f'{kl:.2f}' for kl in result['kl_per_group'])}."
+    )

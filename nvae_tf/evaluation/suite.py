@@ -1,0 +1,203 @@
+"""One evaluation of a run: whatever was asked for, as one result and one page."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nvae_tf.config import ExperimentConfig, ModelConfig
+from nvae_tf.data import cache_directory, evaluation_batches, load_images
+from nvae_tf.data.pipeline import quantize
+from nvae_tf.evaluation import (
+    FeatureExtractor,
+    HierarchyEvaluator,
+    HierarchyResult,
+    ImageLikelihoods,
+    LikelihoodEvaluator,
+    SampleQualityResult,
+    figures,
+    html_report,
+    reference_features,
+    sample_quality,
+)
+from nvae_tf.model.nvae import NVAE
+from nvae_tf.runs.workdir import Workdir
+from nvae_tf.sampling.images import sheet, to_uint8
+from nvae_tf.sampling.readjustment import readjusted, stored_statistics
+from nvae_tf.sampling.sampler import Sampler
+
+_SHOWN = 10  # images in the report's strips
+_SAMPLES = 40  # in the report
+_TEMPERATURES = (0.6, 0.8, 1.0)  # of these
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How samples are drawn for the measures of their quality."""
+
+    num_samples: int
+    temperature: tuple[float, ...]  # one, or one for each scale or group
+    pixels: str  # mean or sample of the likelihood
+    readjust_bn: bool
+    reference_split: str
+    seed: int
+
+
+class Evaluation:
+    """Measures a model, and collects the results.
+
+    Args:
+      config: of the run.
+      model: of the run, in float32.
+      split: of the held-out images.
+      images: (N, h, w, C) uint8, held out.
+      batch_size: images at a time.
+      seed: of binarisation and draws.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        model: NVAE,
+        split: str,
+        images: np.ndarray,
+        batch_size: int,
+        seed: int,
+    ):
+        self._config = config
+        self._model = model
+        self._split = split
+        self._images = images
+        self._batch_size = batch_size
+        self._seed = seed
+        self._likelihoods: ImageLikelihoods | None = None
+        self._hierarchy: HierarchyResult | None = None
+        self._quality: tuple[SampleQualityResult, Protocol] | None = None
+
+    def _batches(self, count: int | None = None):
+        return evaluation_batches(
+            self._images[:count], self._config.model, self._batch_size, self._seed
+        )
+
+    def measure_likelihood(self, num_iw_samples: int) -> ImageLikelihoods:
+        """-ELBO and importance-weighted bound of all images."""
+        evaluator = LikelihoodEvaluator(self._model)
+        with _bar("likelihood", len(self._images)) as bar:
+            self._likelihoods = evaluator.per_image(
+                self._batches(), num_iw_samples, self._seed, after_batch=bar.update
+            )
+        return self._likelihoods
+
+    def measure_hierarchy(self, num_images: int) -> None:
+        """What the groups are used for, on the first images."""
+        count = min(num_images, len(self._images))
+        with _bar("hierarchy", count) as bar:
+            self._hierarchy = HierarchyEvaluator(self._model).evaluate(
+                self._batches(count), self._seed, after_batch=bar.update
+            )
+
+    def measure_sample_quality(
+        self, protocol: Protocol, extractor: FeatureExtractor, workdir: Workdir
+    ) -> None:
+        """FID, KID, precision and recall of samples against a split of the data set."""
+        data, model = self._config.data, self._config.model
+        real = _as_generated(load_images(data, model, protocol.reference_split), model)
+        with _bar("reference features", len(real)) as bar:
+            reference = reference_features(
+                real, extractor, cache_directory(data), self._batch_size, bar.update
+            )
+        with contextlib.ExitStack() as scope:
+            if protocol.readjust_bn:
+                statistics = stored_statistics(
+                    workdir / "batch_norm", self._model, protocol.temperature
+                )
+                scope.enter_context(readjusted(self._model, statistics))
+            sampler = Sampler(self._model, protocol.pixels, self._batch_size)
+            samples = sampler.batches(protocol.num_samples, protocol.temperature, protocol.seed)
+            with _bar("samples", protocol.num_samples) as bar:
+                result = sample_quality(reference, samples, extractor, self._seed, bar.update)
+        self._quality = result, protocol
+
+    def result(self) -> dict[str, Any]:
+        """All that was measured, as JSON knows it; the likelihood's fields are not nested."""
+        fields: dict[str, Any] = {"split": self._split}
+        if self._likelihoods:
+            fields |= dataclasses.asdict(self._likelihoods.summary(self._config.model))
+        if self._hierarchy:
+            fields["hierarchy"] = dataclasses.asdict(self._hierarchy) | {
+                "negative_elbo": self._hierarchy.negative_elbo
+            }
+        if self._quality:
+            result, protocol = self._quality
+            fields["sample_quality"] = dataclasses.asdict(result) | {
+                "protocol": dataclasses.asdict(protocol)
+            }
+        return fields
+
+    def report(self, title: str) -> str:
+        """All that was measured as a page of HTML, with curves and pictures."""
+        fields = self.result()
+        nested = {name: fields.pop(name, None) for name in ("hierarchy", "sample_quality")}
+        sections = {"Likelihood (nats per image)": fields}
+        if nested["sample_quality"]:
+            protocol = nested["sample_quality"].pop("protocol")
+            sections["Sample quality"] = nested["sample_quality"]
+            sections["How these samples were drawn"] = protocol
+        pictures = _curves(self._hierarchy, self._config.model) if self._hierarchy else []
+        if self._config.model.image_shape[-1] in (1, 3, 4):  # what a picture can show
+            pictures += [self._strips(), *self._samples()]
+        return html_report(title, sections, pictures)
+
+    def _strips(self) -> tuple[str, np.ndarray]:
+        first = next(iter(self._batches(_SHOWN)))
+        strips = HierarchyEvaluator(self._model).strips(first, self._seed)
+        rows = np.concatenate([strips, self._model.crop_padding(first)[None]])
+        return (
+            "From the top: the first 0, 1, … groups from the posterior of the images in the last "
+            "row, the others from the prior.",
+            sheet(to_uint8(rows.reshape(-1, *rows.shape[2:])), columns=len(first)),
+        )
+
+    def _samples(self) -> list[tuple[str, np.ndarray]]:
+        sampler = Sampler(self._model, batch_size=_SAMPLES)
+        return [
+            (
+                f"Samples at temperature {temperature}.",
+                sheet(next(sampler.batches(_SAMPLES, temperature, self._seed)), columns=_SHOWN),
+            )
+            for temperature in _TEMPERATURES
+        ]
+
+
+def _as_generated(images: np.ndarray, model: ModelConfig) -> np.ndarray:
+    """Images with the grey levels that the model can make; means of binary ones have all."""
+    if model.likelihood == "bernoulli" or model.num_x_bits == 8:
+        return images
+    levels = to_uint8(quantize(np.arange(256, dtype=np.float32), model.num_x_bits))
+    return levels[images]
+
+
+def _curves(result: HierarchyResult, model: ModelConfig) -> list[tuple[str, np.ndarray]]:
+    active = ", ".join(f"{a} of {u}" for a, u in zip(result.active_units, result.units))
+    return [
+        (
+            f"KL of each group. Active units, top-down: {active}.",
+            figures.kl_bars(result.kl_per_group, model.group_scales),
+        ),
+        (
+            "KL of each channel of each group.",
+            figures.kl_by_channel([np.array(channels) for channels in result.kl_per_channel]),
+        ),
+        (
+            "Rate and distortion when only the first k groups come from the posterior.",
+            figures.rate_distortion(result.rate, result.distortion),
+        ),
+    ]
+
+
+def _bar(name: str, total: int) -> tqdm:
+    return tqdm(total=total, desc=name, unit="image", disable=None)

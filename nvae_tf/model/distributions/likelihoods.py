@@ -1,0 +1,136 @@
+"""From the image head's output to a distribution over images (SPEC section 4)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
+
+from nvae_tf.config import ModelConfig
+from nvae_tf.model.distributions.logistic_mixture import (
+    DiscretizedLogisticMixture,
+    num_logistic_mixture_parameters,
+)
+from nvae_tf.model.distributions.residual_normal import ResidualNormal
+
+
+def num_likelihood_parameters(config: ModelConfig) -> int:
+    """Channels of the image head."""
+    channels = config.image_shape[-1]
+    if config.likelihood == "bernoulli":
+        return channels
+    if config.likelihood == "normal":
+        return 2 * channels
+    return num_logistic_mixture_parameters(channels, config.num_mixture_dec)
+
+
+def pixel_distribution(config: ModelConfig, logits: tf.Tensor) -> tfd.Distribution:
+    """Distribution over the channels of every pixel.
+
+    Args:
+      config: likelihood, channels and bits.
+      logits: (B, H, W, P) of the image head.
+
+    Returns:
+      A distribution with batch shape (B, H, W) and event shape (C,), over values in [0, 1].
+    """
+    logits = tf.cast(logits, tf.float32)
+    if config.likelihood == "bernoulli":
+        return tfd.Independent(tfd.Bernoulli(logits=logits, dtype=tf.float32), 1)
+    if config.likelihood == "normal":
+        loc, log_scale = tf.split(logits, 2, axis=-1)
+        return tfd.Independent(PixelNormal(loc, log_scale), 1)
+    return DiscretizedLogisticMixture(
+        logits, config.image_shape[-1], config.num_mixture_dec, config.num_x_bits
+    )
+
+
+class PixelNormal(ResidualNormal):
+    """The normal decoder: a `ResidualNormal` of 2 x - 1, for values x in [0, 1].
+
+    `log_prob` is the density of 2 x - 1, as in the published models; samples and the mean are
+    clipped to [0, 1].
+    """
+
+    def __init__(self, loc_raw: tf.Tensor, log_scale_raw: tf.Tensor, name: str = "PixelNormal"):
+        super().__init__(loc_raw, log_scale_raw, name=name)
+        self._parameters = {"loc_raw": loc_raw, "log_scale_raw": log_scale_raw, "name": name}
+
+    @classmethod
+    def _parameter_properties(cls, dtype, num_classes=None):
+        properties = super()._parameter_properties(dtype, num_classes)
+        return {name: properties[name] for name in ("loc_raw", "log_scale_raw")}
+
+    def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        return super()._log_prob(2.0 * x - 1.0)
+
+    def _mean(self) -> tf.Tensor:
+        return _to_unit_interval(super()._mean())
+
+    def _sample_n(self, n: int | tf.Tensor, seed=None) -> tf.Tensor:
+        return _to_unit_interval(super()._sample_n(n, seed))
+
+
+def _to_unit_interval(x: tf.Tensor) -> tf.Tensor:
+    return tf.clip_by_value(0.5 * (x + 1.0), 0.0, 1.0)
+
+
+class ImageDistribution(tfd.Distribution):
+    """A distribution over images in [0, 1], of independent pixels, whose border may be padding.
+
+    `log_prob` counts the real pixels only; samples and means have the padded size.
+
+    Args:
+      pixels: distribution with batch shape (B, H, W) and event shape (C,).
+      padding: width of the border that does not count.
+    """
+
+    def __init__(
+        self,
+        pixels: tfd.Distribution,
+        padding: int = 0,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "ImageDistribution",
+    ):
+        parameters = dict(locals())
+        self._pixels = pixels
+        self._padding = padding
+        super(ImageDistribution, self).__init__(  # noqa: UP008 (super() would be in locals())
+            dtype=pixels.dtype,
+            reparameterization_type=pixels.reparameterization_type,
+            validate_args=validate_args,
+            allow_nan_stats=allow_nan_stats,
+            parameters=parameters,
+            name=name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype, num_classes=None):
+        return {"pixels": tfp.util.BatchedComponentProperties(event_ndims=2)}
+
+    def _event_shape(self):
+        return self._pixels.batch_shape[-2:].concatenate(self._pixels.event_shape)
+
+    def _event_shape_tensor(self):
+        return tf.concat(
+            [self._pixels.batch_shape_tensor()[-2:], self._pixels.event_shape_tensor()], axis=0
+        )
+
+    def _log_prob(self, images: tf.Tensor) -> tf.Tensor:
+        by_pixel = self._pixels.log_prob(images)
+        height, width = tf.unstack(tf.shape(by_pixel)[-2:])
+        border = self._padding
+        content = by_pixel[..., border : height - border, border : width - border]
+        return tf.reduce_sum(content, axis=[-2, -1])
+
+    def _sample_n(self, n: int | tf.Tensor, seed=None) -> tf.Tensor:
+        return self._pixels.sample(n, seed=seed)
+
+    def _mean(self) -> tf.Tensor:
+        return self._pixels.mean()
+
+
+def image_distribution(config: ModelConfig, logits: tf.Tensor) -> ImageDistribution:
+    """Distribution over images (B, H, W, C) in [0, 1], from the image head's (B, H, W, P)."""
+    return ImageDistribution(pixel_distribution(config, logits), config.padding)

@@ -1,0 +1,344 @@
+"""Residual cells: `skip(x) + 0.1 SE(branch(x))` (SPEC section 2; paper section 3.1, figure 3)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from nvae_tf.architectures import Operation, parse_operation
+from nvae_tf.model.layers.convolution import (
+    Convolution,
+    WeightNormConvolution,
+    fan_in_uniform,
+    uniform_bias,
+)
+from nvae_tf.model.layers.normalization import BatchNormalization
+from nvae_tf.model.layers.recomputation import is_recomputing, recompute
+
+_BRANCH_SCALE = 0.1
+KINDS = ("normal", "down", "up")
+
+
+def cell_channels(kind: str, channels: int) -> int:
+    """Output channels of a cell: doubled on the way down, halved on the way up."""
+    return {"normal": channels, "down": 2 * channels, "up": channels // 2}[kind]
+
+
+def upsample_nearest(x: tf.Tensor) -> tf.Tensor:
+    """Each pixel of (B, H, W, C) twice in both directions."""
+    return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def _build_chain(layers: Sequence[keras.layers.Layer], shape: tuple) -> tuple:
+    """Builds layers that are applied one after the other; returns the last output shape.
+
+    Only channels matter to the layers here, so that is all the shape that is followed.
+    """
+    for layer in layers:
+        layer.build(shape)
+        shape = (*shape[:-1], getattr(layer, "filters", shape[-1]))
+    return shape
+
+
+@keras.saving.register_keras_serializable(package="nvae_tf")
+class SqueezeExcitation(keras.layers.Layer):
+    """Scales the channels by a gate computed from their means over H and W.
+
+    Hidden units: max(C // 16, 4).
+    """
+
+    def build(self, input_shape: tuple) -> None:
+        channels = input_shape[-1]
+        hidden = max(channels // 16, 4)
+        self.squeeze = keras.layers.Dense(
+            hidden,
+            "relu",
+            kernel_initializer=fan_in_uniform(),
+            bias_initializer=uniform_bias(channels),
+            dtype=self.dtype_policy,
+            name="squeeze",
+        )
+        self.excite = keras.layers.Dense(
+            channels,
+            "sigmoid",
+            kernel_initializer=fan_in_uniform(),
+            bias_initializer=uniform_bias(hidden),
+            dtype=self.dtype_policy,
+            name="excite",
+        )
+        self.squeeze.build((None, channels))
+        self.excite.build((None, hidden))
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        weights = [self.squeeze.kernel, self.squeeze.bias, self.excite.kernel, self.excite.bias]
+        return _squeeze_and_excite(x, *[tf.cast(weight, x.dtype) for weight in weights])
+
+
+# A function of its own in the graph: there are dozens of these, in a few shapes.
+@tf.function(autograph=False, experimental_attributes={"_noinline": True})
+def _squeeze_and_excite(x, squeeze_kernel, squeeze_bias, excite_kernel, excite_bias):
+    hidden = tf.nn.relu(tf.reduce_mean(x, axis=[1, 2]) @ squeeze_kernel + squeeze_bias)
+    gate = tf.sigmoid(hidden @ excite_kernel + excite_bias)
+    return x * gate[:, None, None, :]
+
+
+@keras.saving.register_keras_serializable(package="nvae_tf")
+class DownSkip(keras.layers.Layer):
+    """Halves the resolution: swish, then a 1x1 convolution of each pixel of every 2x2 square.
+
+    The four outputs share the channels: each has filters // 4, the last one the remainder.
+    """
+
+    # (row, column) offsets, in the order in which the outputs are concatenated.
+    OFFSETS = ((0, 0), (1, 1), (0, 1), (1, 0))
+
+    def __init__(self, filters: int, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+
+    def build(self, input_shape: tuple) -> None:
+        quarter = self.filters // 4
+        self.convolutions = [
+            WeightNormConvolution(
+                quarter if i < 3 else self.filters - 3 * quarter,
+                dtype=self.dtype_policy,
+                name=f"offset_{row}{column}",
+            )
+            for i, (row, column) in enumerate(self.OFFSETS)
+        ]
+        for convolution in self.convolutions:
+            convolution.build(input_shape)
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        # The pixels of each 2x2 square, one after the other along the channels, row by row.
+        squares = tf.split(tf.nn.space_to_depth(tf.nn.silu(x), 2), 4, axis=-1)
+        return tf.concat(
+            [
+                convolution(squares[2 * row + column])
+                for convolution, (row, column) in zip(self.convolutions, self.OFFSETS)
+            ],
+            axis=-1,
+        )
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "filters": self.filters}
+
+
+@keras.saving.register_keras_serializable(package="nvae_tf")
+class UpSkip(keras.layers.Layer):
+    """Doubles the resolution: bilinear with aligned corners, and a 1x1 convolution without bias.
+
+    The two commute; the convolution comes first, on a quarter of the pixels.
+    """
+
+    def __init__(self, filters: int, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+
+    def build(self, input_shape: tuple) -> None:
+        self.convolution = WeightNormConvolution(
+            self.filters, use_bias=False, dtype=self.dtype_policy, name="convolution"
+        )
+        self.convolution.build(input_shape)
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        x = self.convolution(x)
+        size = 2 * tf.shape(x)[1:3]
+        return tf.cast(tf.raw_ops.ResizeBilinear(images=x, size=size, align_corners=True), x.dtype)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "filters": self.filters}
+
+
+@keras.saving.register_keras_serializable(package="nvae_tf")
+class ConvolutionBranch(keras.layers.Layer):
+    """Normalisation and activation, then a 3x3 convolution: the `res_*` operations.
+
+    Args:
+      operation: its name, such as `res_bnswish`.
+      filters: output channels.
+      kind: `normal`, `down` (stride 2) or `up` (nearest-neighbour up-sampling before the
+        convolution).
+    """
+
+    def __init__(self, operation: str, filters: int, kind: str, **kwargs):
+        super().__init__(**kwargs)
+        self.operation = operation
+        self.filters = filters
+        self.kind = kind
+
+    def build(self, input_shape: tuple) -> None:
+        operation = parse_operation(self.operation)
+        common = {"dtype": self.dtype_policy}
+        activation = {"bnswish": "swish", "bnelu": "elu"}.get(operation.kind)
+        self.normalization = (
+            BatchNormalization(activation, name="normalization", **common) if activation else None
+        )
+        self.convolution = WeightNormConvolution(
+            self.filters,
+            kernel_size=3,
+            strides=2 if self.kind == "down" else 1,
+            dilation=operation.dilation,
+            data_init=operation.kind == "elu",
+            name="convolution",
+            **common,
+        )
+        if self.normalization:
+            self.normalization.build(input_shape)
+        self.convolution.build(input_shape)
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        x = self.normalization(x, training=training) if self.normalization else tf.nn.elu(x)
+        if self.kind == "up":
+            x = upsample_nearest(x)
+        return self.convolution(x)
+
+    def get_config(self) -> dict:
+        return {
+            **super().get_config(),
+            "operation": self.operation,
+            "filters": self.filters,
+            "kind": self.kind,
+        }
+
+
+@keras.saving.register_keras_serializable(package="nvae_tf")
+class InvertedBottleneck(keras.layers.Layer):
+    """BN, 1x1 to E·C, BN + swish, KxK depthwise, BN + swish, 1x1, BN: `mconv_e{E}k{K}g{G}`.
+
+    `up` doubles the resolution first, by repetition of pixels. All before the KxK convolution acts
+    on single pixels, so it is computed once per repeated pixel, and the repetition comes after it.
+
+    Args:
+      operation: its name, such as `mconv_e6k5g0`; g0 is depthwise, g8 has 8 groups.
+      filters: output channels.
+      kind: `normal`, `down` or `up`.
+    """
+
+    def __init__(self, operation: str, filters: int, kind: str, **kwargs):
+        super().__init__(**kwargs)
+        self.operation = operation
+        self.filters = filters
+        self.kind = kind
+
+    def build(self, input_shape: tuple) -> None:
+        operation: Operation = parse_operation(self.operation)
+        hidden = operation.expansion * input_shape[-1]
+        common = {"dtype": self.dtype_policy}
+        repeats = 4 if self.kind == "up" else 1
+        self.pointwise: list[Any] = [
+            BatchNormalization(repeats=repeats, name="normalization_0", **common),
+            Convolution(hidden, use_bias=False, name="expand", **common),
+            BatchNormalization("swish", repeats=repeats, name="normalization_1", **common),
+        ]
+        self.spatial: list[Any] = [
+            Convolution(
+                hidden,
+                operation.kernel_size,
+                strides=2 if self.kind == "down" else 1,
+                groups=operation.groups or hidden,
+                use_bias=False,
+                name="spatial",
+                **common,
+            ),
+            BatchNormalization("swish", name="normalization_2", **common),
+            Convolution(self.filters, use_bias=False, name="project", **common),
+            BatchNormalization(name="normalization_3", **common),
+        ]
+        _build_chain(self.pointwise + self.spatial, tuple(input_shape))
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        def chain(layers, x):
+            for layer in layers:
+                is_norm = isinstance(layer, BatchNormalization)
+                x = layer(x, training=training) if is_norm else layer(x)
+            return x
+
+        x = chain(self.pointwise, x)
+        if self.kind == "up":
+            x = upsample_nearest(x)
+        return chain(self.spatial, x)
+
+    def get_config(self) -> dict:
+        return {
+            **super().get_config(),
+            "operation": self.operation,
+            "filters": self.filters,
+            "kind": self.kind,
+        }
+
+
+@keras.saving.register_keras_serializable(package="nvae_tf")
+class ResidualCell(keras.layers.Layer):
+    """`skip(x) + 0.1 SE(branch(x))` on (B, H, W, C).
+
+    Args:
+      operations: names of the branch's operations; the first carries stride and channel change.
+      kind: `normal` (same shape), `down` ((B, H/2, W/2, 2C)) or `up` ((B, 2H, 2W, C/2)).
+      use_se: whether the branch ends with squeeze and excitation.
+
+    Raises:
+      ValueError: for an unknown kind or operation.
+    """
+
+    def __init__(self, operations: Sequence[str], kind: str, use_se: bool, **kwargs):
+        super().__init__(**kwargs)
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}; received {kind!r}.")
+        self.operations = tuple(operations)
+        self.kind = kind
+        self.use_se = use_se
+
+    def build(self, input_shape: tuple) -> None:
+        filters = cell_channels(self.kind, input_shape[-1])
+        common = {"dtype": self.dtype_policy}
+        self.skip = None
+        if self.kind == "down":
+            self.skip = DownSkip(filters, name="skip", **common)
+        elif self.kind == "up":
+            self.skip = UpSkip(filters, name="skip", **common)
+        self.branch = []
+        for i, name in enumerate(self.operations):
+            is_mconv = parse_operation(name).kind == "mconv"
+            layer_class = InvertedBottleneck if is_mconv else ConvolutionBranch
+            kind = self.kind if i == 0 else "normal"
+            self.branch.append(layer_class(name, filters, kind, name=f"operation_{i}", **common))
+        self.gate = SqueezeExcitation(name="squeeze_excitation", **common) if self.use_se else None
+
+        if self.skip:
+            self.skip.build(input_shape)
+        shape = _build_chain(self.branch, tuple(input_shape))
+        if self.gate:
+            self.gate.build(shape)
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if training and is_recomputing():
+            return recompute(self, functools.partial(self._compute, training=True), x)
+        return self._compute(x, training)
+
+    def _compute(self, x: tf.Tensor, training: bool) -> tf.Tensor:
+        branch = x
+        for operation in self.branch:
+            branch = operation(branch, training=training)
+        if self.gate:
+            branch = self.gate(branch)
+        skip = self.skip(x) if self.skip else x
+        return skip + tf.cast(_BRANCH_SCALE, x.dtype) * branch
+
+    def get_config(self) -> dict:
+        return {
+            **super().get_config(),
+            "operations": list(self.operations),
+            "kind": self.kind,
+            "use_se": self.use_se,
+        }

@@ -1,0 +1,1 @@
+"""Directories of runs, and the models that are loaded from them."""

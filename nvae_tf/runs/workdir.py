@@ -1,0 +1,201 @@
+"""The directory of a run: its configuration, checkpoints, logs and results."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import tensorflow as tf
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.files import write_atomically
+from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.stacks import VariableStacks
+from nvae_tf.training.regularization import Regularizer
+from nvae_tf.training.weight_average import WeightAverage
+
+CHECKPOINTS = ("latest", "best")
+_CONFIG = "config.json"
+# What may change from one start of a run to the next: how long it goes on, what it writes, where.
+_CHANGEABLE = (
+    "data.cache_dir",
+    "data.data_dir",
+    "train.epochs",
+    "train.steps",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.image_every",
+    "train.keep_checkpoints",
+    "train.max_rollbacks",
+    "train.recompute",
+    "train.strategy",
+)
+
+
+class Workdir:
+    """Paths in a run's directory, and its configuration.
+
+    Args:
+      path: the directory; it need not exist yet.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+
+    def __truediv__(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    @property
+    def checkpoints(self) -> str:
+        """Directory of the checkpoints."""
+        return self / "checkpoints"
+
+    @property
+    def best_checkpoints(self) -> str:
+        """Directory of the checkpoint with the lowest validation -ELBO."""
+        return os.path.join(self.checkpoints, "best")
+
+    @property
+    def tensorboard(self) -> str:
+        """Directory of TensorBoard's event files, one sub-directory per run."""
+        return self / "tensorboard"
+
+    @property
+    def has_config(self) -> bool:
+        """Whether a run was started here."""
+        return os.path.exists(self / _CONFIG)
+
+    def read_config(self) -> ExperimentConfig:
+        """The configuration of the run.
+
+        Raises:
+          FileNotFoundError: if no run was started here.
+          ValueError: if its configuration cannot be read by this version.
+        """
+        if not self.has_config:
+            raise FileNotFoundError(f"{self.path!r} is not the workdir of a run: no {_CONFIG}.")
+        with open(self / _CONFIG, encoding="utf-8") as file:
+            return ExperimentConfig.from_json(file.read())
+
+    def write_config(self, config: ExperimentConfig) -> None:
+        """Creates the directory, if need be, and writes the configuration."""
+        os.makedirs(self.path, exist_ok=True)
+        write_atomically(self / _CONFIG, config.to_json())
+
+    def check_config(self, config: ExperimentConfig) -> None:
+        """Raises a ValueError if the run here has another configuration.
+
+        How long to train, what to write how often and on which devices may differ.
+        """
+        if not self.has_config:
+            return
+        differences = [
+            phrase
+            for name, phrase in config.differences(self.read_config()).items()
+            if name not in _CHANGEABLE
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.path!r} belongs to another configuration: {'; '.join(differences)}. "
+                "Choose another --workdir."
+            )
+
+    def checkpoint(self, which: str) -> str | None:
+        """Prefix of a checkpoint's files, or None; it ends in the number of its step.
+
+        Args:
+          which: `"latest"`, or `"best"` for the one with the lowest validation -ELBO.
+
+        Raises:
+          ValueError: for another word.
+        """
+        if which not in CHECKPOINTS:
+            raise ValueError(f"checkpoint must be latest or best, received {which!r}.")
+        directory = self.checkpoints if which == "latest" else self.best_checkpoints
+        return tf.train.latest_checkpoint(directory)
+
+    def latest_checkpoint(self) -> str | None:
+        """`checkpoint("latest")`."""
+        return self.checkpoint("latest")
+
+    @property
+    def evaluation(self) -> str:
+        """File of the newest evaluation."""
+        return self / "evaluation.json"
+
+    def write_evaluation(
+        self, result: dict[str, Any], path: str | None = None, which: str = "latest"
+    ) -> str:
+        """Writes an evaluation as JSON, with the checkpoint's step; returns the text.
+
+        Args:
+          result: its fields.
+          path: another file than `self.evaluation`.
+          which: the checkpoint that was evaluated, `"latest"` or `"best"`.
+        """
+        step = checkpoint_step(self.checkpoint(which))
+        text = json.dumps({"step": step, **result}, indent=2)
+        write_atomically(path or self.evaluation, text + "\n")
+        return text
+
+    def evaluated_step(self) -> int | None:
+        """The step of the newest evaluation, or None."""
+        if not os.path.exists(self.evaluation):
+            return None
+        with open(self.evaluation, encoding="utf-8") as file:
+            return json.load(file).get("step")
+
+
+def checkpoint_step(path: str | None) -> int:
+    """The step after which a checkpoint was saved, by its path; 0 for None."""
+    return int(path.rpartition("-")[2]) if path else 0
+
+
+def named_variables(model: NVAE) -> dict[str, tf.Variable]:
+    """All variables of a model by path: how checkpoints hold them.
+
+    Keras layers in lists are invisible to `tf.train.Checkpoint`, hence not the model itself.
+    """
+    return {variable.path: variable for variable in model.variables}
+
+
+def checkpoint_holds(path: str, part: str) -> bool:
+    """Whether a checkpoint has variables of that part, such as `"optimizer"`."""
+    return any(name.startswith(f"{part}/") for name, _ in tf.train.list_variables(path))
+
+
+def load_model(workdir: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
+    """The model of a run, in float32, with the weights of a checkpoint.
+
+    They are the moving average of the weights, if the run keeps one.
+
+    Args:
+      workdir: of the run.
+      checkpoint: `"latest"`, or `"best"` for the one with the lowest validation -ELBO.
+
+    Raises:
+      FileNotFoundError: if no run was started there, or it has no such checkpoint yet.
+      ValueError: if configuration or checkpoint do not fit this version, or for another word.
+    """
+    directory = Workdir(workdir)
+    config = directory.read_config()
+    path = directory.checkpoint(checkpoint)
+    if path is None:
+        raise FileNotFoundError(
+            f"The run in {directory.path!r} has no {checkpoint} checkpoint yet."
+        )
+    model = NVAE(config.model)
+    parts: dict[str, Any] = {"model": named_variables(model)}
+    average = None
+    if config.optimizer.ema_decay and checkpoint_holds(path, "average"):
+        stacks = VariableStacks(model.trainable_variables, Regularizer(model).variable_groups())
+        average = parts["average"] = WeightAverage(stacks, config.optimizer.ema_decay)
+    status = tf.train.Checkpoint(**parts).restore(path)
+    try:
+        status.assert_existing_objects_matched().expect_partial()
+    except AssertionError as error:
+        raise ValueError(f"The checkpoint {path!r} does not hold this model: {error}") from error
+    if average:
+        average.store()
+    return model

@@ -1,0 +1,1 @@
+"""Images and latent variables drawn from a model."""

@@ -1,0 +1,261 @@
+"""Grids of pictures that show what the latent groups of a model hold."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import ArrayLike
+
+from nvae_tf.model.nvae import NVAE
+from nvae_tf.sampling import latents
+from nvae_tf.sampling.images import to_uint8
+from nvae_tf.sampling.sampler import group_temperatures, row_noise
+
+Latents = list[tf.Tensor]  # L of [1, H_l, W_l, C_z], top-down: those of one image
+
+
+class Explorer:
+    """Pictures of what the functions of `nvae_tf.sampling.latents` do, uint8 and without padding.
+
+    It computes a few images at a time, and traces the model once for each kind of picture.
+    Images that go in are (N, H, W, C) in [0, 1], with padding. A seed stands for image 0 of
+    `sampling.Sampler`.
+
+    Args:
+      model: to look into.
+      batch_size: images at a time.
+      after_batch: called with the number of pictures made, for progress.
+    """
+
+    def __init__(
+        self,
+        model: NVAE,
+        batch_size: int = 16,
+        after_batch: Callable[[int], object] | None = None,
+    ):
+        self._model = model
+        self._batch_size = batch_size
+        self._after_batch = after_batch
+
+        def encode(images):
+            return latents.encode(model, images)
+
+        def draw(seeds, temperature):
+            return latents.draw_latents(model, row_noise(model, seeds), temperature)
+
+        def reconstruct(images):
+            return latents.reconstruct(model, images)
+
+        def between_images(weight, start, end, groups):
+            return latents.decode(model, latents.interpolate(start, end, weight, groups))
+
+        def between_seeds(weight, start, end, temperature, groups):
+            start, end = row_noise(model, start), row_noise(model, end)
+            noise = latents.interpolate_noise(start, end, weight, groups)
+            logits = model.generate(tf.shape(weight)[0], temperature, noise)
+            return model.likelihood(logits).mean()
+
+        def traverse(group, channel, deviations, base):
+            return latents.traverse(model, base, group, channel, deviations)
+
+        def vary(images, keep_groups, seeds, temperature):
+            return latents.vary(model, images, keep_groups, row_noise(model, seeds), temperature)
+
+        def traced(function):
+            return tf.function(function, autograph=False)
+
+        self._encode, self._draw = traced(encode), traced(draw)
+        self._reconstruct = traced(reconstruct)
+        self._between_images, self._between_seeds = traced(between_images), traced(between_seeds)
+        self._traverse, self._vary = traced(traverse), traced(vary)
+
+    def encode(self, images: tf.Tensor) -> list[Latents]:
+        """The posterior means of each of N images."""
+        return [self._encode(image[None]) for image in tf.convert_to_tensor(images)]
+
+    def draw(self, seeds: Sequence[int], temperature: ArrayLike = 1.0) -> list[Latents]:
+        """The latent variables of each of N samples."""
+        temperatures = group_temperatures(self._model.config, temperature)
+        return [self._draw(_row_seeds([seed]), temperatures) for seed in seeds]
+
+    def reconstruct(self, images: tf.Tensor) -> np.ndarray:
+        """Reconstructions (N, h, w, C) at the posterior means."""
+        return self._pictures(self._reconstruct, [tf.convert_to_tensor(images)])
+
+    def interpolate_images(
+        self, images: tf.Tensor, steps: int, groups: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """From each image to the next, by `latents.interpolate`.
+
+        Args:
+          images: at least two.
+          steps: columns, with both ends.
+          groups: the ones that move; None: all.
+
+        Returns:
+          (N - 1, steps, h, w, C).
+
+        Raises:
+          ValueError: for fewer than two images or steps, or a group that does not exist.
+        """
+        _check_path(len(images), steps)
+        bases = self.encode(images)
+        weights = [tf.linspace(0.0, 1.0, steps)]
+        moving = _tuple_or_none(groups)
+        return np.stack(
+            [
+                self._pictures(self._between_images, weights, start, end, moving)
+                for start, end in itertools.pairwise(bases)
+            ]
+        )
+
+    def interpolate_seeds(
+        self,
+        seeds: Sequence[int],
+        steps: int,
+        temperature: ArrayLike = 1.0,
+        groups: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """From each sample to the next, by `latents.interpolate_noise`.
+
+        Args:
+          seeds: at least two.
+          steps: columns, with both ends.
+          temperature: as for `sampling.group_temperatures`.
+          groups: the ones whose noise moves; None: all.
+
+        Returns:
+          (N - 1, steps, h, w, C).
+
+        Raises:
+          ValueError: for fewer than two seeds or steps, temperatures that do not fit, or a group
+            that does not exist.
+        """
+        _check_path(len(seeds), steps)
+        temperatures = group_temperatures(self._model.config, temperature)
+        weights = [tf.linspace(0.0, 1.0, steps)]
+        moving = _tuple_or_none(groups)
+        ends = [_row_seeds([seed]) for seed in seeds]
+        return np.stack(
+            [
+                self._pictures(self._between_seeds, weights, start, end, temperatures, moving)
+                for start, end in itertools.pairwise(ends)
+            ]
+        )
+
+    def traverse(
+        self,
+        bases: Sequence[Latents],
+        group: int,
+        channels: Sequence[int],
+        deviations: Sequence[float] | np.ndarray,
+    ) -> np.ndarray:
+        """`latents.traverse` of each channel, one after the other, of each of N images or samples.
+
+        Args:
+          bases: of `encode` or `draw`.
+          group: whose channels they are.
+          channels: a row for each.
+          deviations: a column for each, in standard deviations of the prior.
+
+        Returns:
+          (N · channels, deviations, h, w, C).
+
+        Raises:
+          ValueError: for a group or a channel that does not exist.
+        """
+        config = self._model.config
+        check_indices("group", [group], config.num_groups)
+        check_indices("channels", channels, config.num_latent_per_group)
+        values = tf.constant(deviations, tf.float32)
+        return np.stack(
+            [
+                self._pictures(
+                    self._traverse,
+                    [tf.fill([len(values)], group), tf.fill([len(values)], channel), values],
+                    base,
+                )
+                for base in bases
+                for channel in channels
+            ]
+        )
+
+    def vary(
+        self,
+        images: tf.Tensor,
+        keep_groups: Sequence[int],
+        seeds: Sequence[int],
+        temperature: ArrayLike = 1.0,
+    ) -> np.ndarray:
+        """`latents.vary` of each of N images, for each number of groups to keep.
+
+        Args:
+          images: N.
+          keep_groups: a row for each.
+          seeds: a column for each; all rows have the same noise.
+          temperature: as for `sampling.group_temperatures`.
+
+        Returns:
+          (N · keep_groups, seeds, h, w, C).
+
+        Raises:
+          ValueError: for more groups than there are, or temperatures that do not fit.
+        """
+        check_indices("keep_groups", keep_groups, self._model.config.num_groups + 1)
+        temperatures = group_temperatures(self._model.config, temperature)
+        count = len(seeds)
+        return np.stack(
+            [
+                self._pictures(
+                    self._vary,
+                    [
+                        tf.repeat(image[None], count, axis=0),
+                        tf.fill([count], keep),
+                        _row_seeds(seeds),
+                    ],
+                    temperatures,
+                )
+                for image in tf.convert_to_tensor(images)
+                for keep in keep_groups
+            ]
+        )
+
+    def _pictures(self, function: Callable, rows: Sequence[tf.Tensor], *others) -> np.ndarray:
+        """Pictures of `function(*rows, *others)`, of a few of the rows at a time."""
+        count = len(rows[0])
+        size = min(self._batch_size, count)
+        pictures = []
+        for first in range(0, count, size):
+            # The last batch is filled up: another shape would be traced again.
+            chosen = np.minimum(np.arange(first, first + size), count - 1)
+            images = function(*(tf.gather(tensor, chosen) for tensor in rows), *others)
+            pictures.append(to_uint8(self._model.crop_padding(images))[: count - first])
+            if self._after_batch:
+                self._after_batch(len(pictures[-1]))
+        return np.concatenate(pictures)
+
+
+def _row_seeds(seeds: Sequence[int]) -> tf.Tensor:
+    """Seeds (N, 2) of image 0 of each."""
+    return tf.constant([[seed, 0] for seed in seeds], tf.int64)
+
+
+def _tuple_or_none(groups: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if groups is None else tuple(groups)
+
+
+def _check_path(ends: int, steps: int) -> None:
+    if ends < 2 or steps < 2:
+        raise ValueError(
+            f"An interpolation needs two ends and two steps or more, received {ends} and {steps}."
+        )
+
+
+def check_indices(name: str, values: Sequence[int], limit: int) -> None:
+    """Raises a ValueError unless all values are from 0 to limit - 1."""
+    for value in values:
+        if not 0 <= value < limit:
+            raise ValueError(f"{name} must be from 0 to {limit - 1}, received {value}.")

@@ -1,0 +1,231 @@
+"""Moving averages of the batch normalisations that fit a temperature (SPEC section 7).
+
+Training leaves averages of activations that came from posterior samples. At a temperature below 1
+the activations of the generative path are others, and the paper readjusts the averages before it
+samples: 500 passes of 16 samples in training mode. Here the result is exact instead of decaying:
+mean and variance of all values of all passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import ArrayLike
+
+from nvae_tf.files import write_atomically
+from nvae_tf.model.layers.normalization import batch_statistics
+from nvae_tf.model.nvae import NVAE
+from nvae_tf.sampling.sampler import group_temperatures
+
+PASSES = 500
+SAMPLES_PER_PASS = 16
+
+
+class PooledMoments:
+    """Mean and unbiased variance of the values of many batches, from those of each batch.
+
+    The variance is that within the batches plus that between their means (law of total variance),
+    accumulated in float64.
+
+    #### References
+
+    Chan, Golub and LeVeque, *Updating formulae and a pairwise algorithm for computing sample
+    variances*, 1979, equation 2.1.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0.0  # values per channel so far
+        self._mean = np.zeros(())
+        self._squares = np.zeros(())  # of the differences from the mean, summed
+
+    def add(self, mean: np.ndarray, variance: np.ndarray, count: float) -> None:
+        """Takes in a batch of `count` values per channel, with its mean and unbiased variance."""
+        total = self.count + count
+        difference = mean.astype(np.float64) - self._mean
+        self._mean = self._mean + difference * (count / total)
+        self._squares = (
+            self._squares
+            + variance.astype(np.float64) * (count - 1)
+            + difference**2 * (self.count * count / total)
+        )
+        self.count = total
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Of all values so far, by channel."""
+        return self._mean
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Of all values so far, by channel, unbiased; never negative."""
+        # A kernel may report a variance just below 0 for a channel that is constant.
+        return np.maximum(self._squares / max(self.count - 1, 1.0), 0.0)
+
+
+def generative_statistics(
+    model: NVAE,
+    temperature: ArrayLike = 1.0,
+    passes: int = PASSES,
+    samples_per_pass: int = SAMPLES_PER_PASS,
+    seed: int = 0,
+    after_pass: Callable[[], object] | None = None,
+) -> dict[str, np.ndarray]:
+    """Moments of what the generative path's batch normalisations see at a temperature.
+
+    The model is left as it is; `readjusted` and `apply_statistics` put the result into it.
+
+    Args:
+      model: in float32.
+      temperature: as for `sampling.group_temperatures`.
+      passes: in training mode.
+      samples_per_pass: the batch whose own statistics normalise a pass.
+      seed: of the noise.
+      after_pass: called after each pass, for progress.
+
+    Returns:
+      Means and unbiased variances (C,), float64, by the path of the moving average's variable.
+      Normalisations of the bottom-up path are not among them.
+
+    Raises:
+      ValueError: for temperatures that do not fit, a model in another precision, fewer than one
+        pass or two samples, or activations that are not finite.
+    """
+    if model.compute_dtype != "float32":
+        raise ValueError(
+            "Batch normalisation is readjusted in float32, but the model computes in "
+            f"{model.compute_dtype}: load it with nvae_tf.load_model."
+        )
+    if passes < 1 or samples_per_pass < 2:
+        raise ValueError(
+            "There must be at least one pass of two samples, received "
+            f"{passes} of {samples_per_pass}."
+        )
+    temperatures = group_temperatures(model.config, temperature)
+
+    @tf.function(autograph=False)
+    def run(seed: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
+        """Mean, unbiased variance and number of values of each normalisation; () if not used."""
+        noise = model.draw_noise(samples_per_pass, seed)
+        with batch_statistics() as statistics:
+            model.generate(samples_per_pass, temperatures, noise, training=True)
+        return [
+            (
+                statistics[id(layer.moving_mean)],
+                statistics[id(layer.moving_variance)],
+                tf.cast(statistics.counts[id(layer.moving_mean)], tf.float64),
+            )
+            if id(layer.moving_mean) in statistics
+            else ()
+            for layer in layers
+        ]
+
+    layers = model.batch_normalizations()
+    moments = [PooledMoments() for _ in layers]
+    for number in range(passes):
+        batches = run(tf.constant([seed, number], tf.int64))
+        for layer, pooled, batch in zip(layers, moments, batches):
+            if not batch:
+                continue
+            mean, variance, count = (value.numpy() for value in batch)
+            if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+                raise ValueError(
+                    "The generative path is not finite at the input of "
+                    f"{layer.moving_mean.path.rpartition('/')[0]!r}, temperatures {temperatures}: "
+                    "the weights of this checkpoint are of no use."
+                )
+            pooled.add(mean, variance, count)
+        if after_pass:
+            after_pass()
+    result = {}
+    for layer, pooled in zip(layers, moments):
+        if pooled.count:
+            result[layer.moving_mean.path] = pooled.mean
+            result[layer.moving_variance.path] = pooled.variance
+    return result
+
+
+def stored_statistics(
+    directory: str | os.PathLike,
+    model: NVAE,
+    temperature: ArrayLike = 1.0,
+    passes: int = PASSES,
+    samples_per_pass: int = SAMPLES_PER_PASS,
+    seed: int = 0,
+    after_pass: Callable[[], object] | None = None,
+) -> dict[str, np.ndarray]:
+    """`generative_statistics`, computed once and kept in a directory.
+
+    The file's name is a hash of the weights, the temperatures, the passes and the seed, so that
+    nothing old is ever taken for something else, such as a step that was trained a second time.
+
+    Args:
+      directory: of the files, created if need be.
+      model: as for `generative_statistics`, like the rest.
+      temperature: as there.
+      passes: as there.
+      samples_per_pass: as there.
+      seed: as there.
+      after_pass: as there; not called if the result is there already.
+
+    Raises:
+      ValueError: as `generative_statistics`.
+      OSError: if the directory cannot be written.
+    """
+    temperatures = group_temperatures(model.config, temperature)
+    digest = hashlib.sha256(f"{passes} {samples_per_pass} {seed}".encode())
+    digest.update(temperatures.tobytes())
+    for variable in model.trainable_variables:
+        digest.update(variable.path.encode())
+        digest.update(variable.numpy().tobytes())
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, f"{digest.hexdigest()[:32]}.npz")
+    if os.path.exists(path):
+        with np.load(path) as arrays:
+            return dict(arrays)
+    statistics = generative_statistics(
+        model, temperatures, passes, samples_per_pass, seed, after_pass
+    )
+    content = io.BytesIO()
+    named: dict[str, Any] = dict(statistics)
+    np.savez(content, **named)
+    write_atomically(path, content.getvalue())
+    return statistics
+
+
+def apply_statistics(model: NVAE, statistics: Mapping[str, np.ndarray]) -> None:
+    """Gives moving averages these values; all others stay.
+
+    Args:
+      model: whose moving averages they are.
+      statistics: values (C,) by the path of the variable.
+
+    Raises:
+      ValueError: for a path or a shape that the model does not have; then nothing has changed.
+    """
+    variables = {variable.path: variable for variable in model.non_trainable_variables}
+    for path, values in statistics.items():
+        if path not in variables or tuple(variables[path].shape) != np.shape(values):
+            raise ValueError(
+                f"The model has no moving average {path!r} of shape {np.shape(values)}: these "
+                "statistics belong to another model."
+            )
+    for path, values in statistics.items():
+        variables[path].assign(np.asarray(values, np.float32))
+
+
+@contextlib.contextmanager
+def readjusted(model: NVAE, statistics: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """In this scope the model has these moving averages; afterwards its own again."""
+    own = {v.path: v.numpy() for v in model.non_trainable_variables if v.path in statistics}
+    apply_statistics(model, statistics)
+    try:
+        yield
+    finally:
+        apply_statistics(model, own)

@@ -1,0 +1,164 @@
+"""Images drawn from a model, each of them from its own seed (SPEC section 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import ArrayLike
+
+from nvae_tf.config import ModelConfig
+from nvae_tf.model.layers.convolution import effective_kernels, given_kernels
+from nvae_tf.model.nvae import NVAE
+from nvae_tf.sampling.images import to_uint8
+
+OUTPUTS = ("mean", "sample")
+
+
+def group_temperatures(config: ModelConfig, temperature: ArrayLike) -> np.ndarray:
+    """One temperature for each of the L groups, top-down, float32.
+
+    Args:
+      config: says how many scales and groups there are.
+      temperature: one number for all groups, one for each scale, or one for each group, top-down:
+        the first belongs to the lowest resolution. If there are as many scales as groups, the last
+        two are the same.
+
+    Raises:
+      ValueError: for another number of values, or one that is negative or not finite.
+    """
+    scales, groups = config.num_latent_scales, config.num_groups
+    wrong = ValueError(
+        "temperature must be one number, one for each of the "
+        f"{scales} scales or one for each of the {groups} groups, top-down, none of them negative; "
+        f"received {temperature!r}."
+    )
+    try:
+        values = np.atleast_1d(np.asarray(temperature, np.float32))
+    except (TypeError, ValueError) as error:
+        raise wrong from error
+    if values.ndim > 1 or values.size not in (1, scales, groups):
+        raise wrong
+    if not np.all(np.isfinite(values) & (values >= 0)):
+        raise wrong
+    if values.size == groups:
+        return values
+    if values.size == 1:
+        return np.repeat(values, groups)
+    return values[[scales - 1 - scale for scale in config.group_scales]]
+
+
+def row_noise(model: NVAE, seeds: tf.Tensor) -> list[tf.Tensor]:
+    """Standard-normal tensors (B, H_l, W_l, C_z) for all groups, every row from its own seed.
+
+    A row is what `model.draw_noise(1, seed)` gives for its seed, whatever the other rows are.
+
+    Args:
+      model: gives the shapes.
+      seeds: int64 (B, 2).
+    """
+    shapes = model.config.latent_shapes
+
+    def one_row(seed: tf.Tensor) -> list[tf.Tensor]:
+        return [tensor[0] for tensor in model.draw_noise(1, seed)]
+
+    return tf.map_fn(
+        one_row, seeds, fn_output_signature=[tf.TensorSpec(shape, tf.float32) for shape in shapes]
+    )
+
+
+def row_samples(model: NVAE, logits: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """Images (B, H, W, C) drawn from the likelihood, every row from its own seed.
+
+    Args:
+      model: whose likelihood it is.
+      logits: its parameters (B, H, W, P).
+      seeds: int64 (B, 2), which may be those of `row_noise`.
+    """
+
+    def one_row(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        logits, seed = row
+        # The groups have the numbers below this one.
+        own = tf.random.experimental.stateless_fold_in(seed, model.config.num_groups)
+        return model.likelihood(logits[None]).sample(seed=own)[0]
+
+    shape = tf.TensorSpec(model.config.image_shape, tf.float32)
+    return tf.map_fn(one_row, (logits, seeds), fn_output_signature=shape)
+
+
+class Sampler:
+    """Draws images from the prior, in memory that does not grow with their number.
+
+    Image i depends on the seed and on i alone: more images or another batch size change none of
+    them (kernels may round differently for another batch size, which can move a grey level by one).
+    Image 0 is the one that the SavedModel's signature `sample` answers for that seed. The model is
+    traced once, however often and at whichever temperatures it is used, with its weights and moving
+    averages of the moment.
+
+    Args:
+      model: to draw from.
+      output: `"mean"` of the likelihood, or a `"sample"` of it.
+      batch_size: images at a time.
+
+    Raises:
+      ValueError: for another output, or a batch size below 1.
+
+    Example:
+    ```python
+    for images in Sampler(model).batches(50_000, temperature=0.7, seed=1):
+        ...  # (64, h, w, C) uint8, without padding
+    ```
+    """
+
+    def __init__(self, model: NVAE, output: str = "mean", batch_size: int = 64):
+        if output not in OUTPUTS:
+            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}; received {output!r}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, received {batch_size}.")
+        self._model = model
+        self._output = output
+        self._batch_size = batch_size
+        self._draw = tf.function(self._draw_batch, autograph=False)
+
+    def _draw_batch(
+        self, kernels: dict[int, tf.Tensor], seeds: tf.Tensor, temperature: tf.Tensor
+    ) -> tf.Tensor:
+        """Images (B, h, w, C) in [0, 1], of seeds (B, 2) and temperatures (L,)."""
+        model = self._model
+        with given_kernels(kernels):
+            logits = model.generate(self._batch_size, temperature, row_noise(model, seeds))
+        if self._output == "mean":
+            images = model.likelihood(logits).mean()
+        else:
+            images = row_samples(model, logits, seeds)
+        return model.crop_padding(images)
+
+    def batches(
+        self, number: int, temperature: ArrayLike = 1.0, seed: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Images 0 to number - 1 of a seed, in batches (B, h, w, C) uint8 without padding.
+
+        Args:
+          number: of all images; the last batch may be smaller than the others.
+          temperature: as for `group_temperatures`.
+          seed: at least 0.
+
+        Raises:
+          ValueError: for a negative number or seed, or temperatures that do not fit. It is raised
+            at once, not with the first batch.
+        """
+        if number < 0:
+            raise ValueError(f"number must be at least 0, received {number}.")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be at least 0 and below 2^63, received {seed}.")
+        temperatures = tf.constant(group_temperatures(self._model.config, temperature))
+        return self._batches(number, temperatures, seed)
+
+    def _batches(self, number: int, temperature: tf.Tensor, seed: int) -> Iterator[np.ndarray]:
+        kernels = effective_kernels(self._model.convolutions())
+        for first in range(0, number, self._batch_size):
+            indices = np.arange(first, first + self._batch_size, dtype=np.int64)
+            seeds = np.stack([np.full_like(indices, seed), indices], axis=1)
+            images = self._draw(kernels, tf.constant(seeds), temperature)
+            yield to_uint8(images)[: number - first]

@@ -1,0 +1,1 @@
+"""What training adds to a model: objective, regularisation, optimiser and averages."""

@@ -1,0 +1,80 @@
+"""Batch normalisation: values, gradients and averages against plain TensorFlow."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.model.layers.normalization import BatchNormalization
+
+ACTIVATIONS = {"swish": tf.nn.silu, "elu": tf.nn.elu, None: tf.identity}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_training_equals_the_plain_composition(activation):
+    layer = BatchNormalization(activation)
+    x = 2 + 3 * tf.random.stateless_normal([4, 5, 6, 7], (0, 0))
+    layer.build(x.shape)
+    gamma = tf.random.stateless_normal([7], (0, 1))
+    beta = tf.random.stateless_normal([7], (0, 2))
+    weights = tf.random.stateless_normal(x.shape, (0, 3))
+    layer.gamma.assign(gamma)
+    layer.beta.assign(beta)
+    with tf.GradientTape() as tape:
+        tape.watch([x, gamma, beta])
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+        normalized = (x - mean) * tf.math.rsqrt(variance + 1e-5)
+        expected = ACTIVATIONS[activation](normalized * gamma + beta)
+        loss = tf.reduce_sum(expected * weights)
+    expected_gradients = tape.gradient(loss, [x, gamma, beta])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+        loss = tf.reduce_sum(y * weights)
+    gradients = tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    for got, wanted in zip(gradients, expected_gradients):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_moving_averages_take_the_unbiased_variance():
+    layer = BatchNormalization()
+    x = 5 + 2 * tf.random.stateless_normal([2, 3, 3, 4], (0, 0))
+    layer(x, training=True)
+    values = x.numpy().reshape(-1, 4)
+    np.testing.assert_allclose(layer.moving_mean, 0.05 * values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        layer.moving_variance, 0.95 + 0.05 * values.var(0, ddof=1), rtol=1e-5
+    )
+
+
+def test_repeated_values_count_as_often_as_they_repeat():
+    x = tf.random.stateless_normal([2, 3, 3, 4], (0, 0))
+    small, large = BatchNormalization(repeats=4), BatchNormalization()
+    small(x, training=True)
+    large(tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2), training=True)
+    np.testing.assert_allclose(small.moving_variance, large.moving_variance, rtol=1e-6)
+
+
+def test_inference_uses_the_averages():
+    layer = BatchNormalization("swish")
+    layer.build((None, 2, 2, 3))
+    layer.moving_mean.assign([1.0, 2.0, 3.0])
+    layer.moving_variance.assign([4.0, 1.0, 0.25])
+    x = tf.ones([1, 2, 2, 3])
+    normalized = (1 - np.array([1.0, 2, 3])) / np.sqrt(np.array([4, 1, 0.25]) + 1e-5)
+    np.testing.assert_allclose(layer(x)[0, 0, 0], tf.nn.silu(normalized), rtol=1e-5)
+    np.testing.assert_array_equal(layer.moving_mean, [1, 2, 3])  # and leaves them as they are
+
+
+def test_a_large_mean_does_not_cancel_the_variance():
+    # float32 has 7 digits: E[x²] - E[x]² alone would lose a variance of 1 beside a mean of 1e4.
+    layer = BatchNormalization()
+    x = 1e4 + tf.random.stateless_normal([8, 8, 8, 2], (0, 0))
+    layer.build(x.shape)
+    layer.moving_mean.assign([1e4, 1e4])
+    assert abs(float(tf.math.reduce_std(layer(x, training=True))) - 1) < 1e-2
+
+
+def test_unknown_activation():
+    with pytest.raises(ValueError, match="'relu'"):
+        BatchNormalization("relu")

@@ -1,0 +1,67 @@
+"""Naming what was not finite first."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conftest import random_images, tiny_experiment_config
+from trainers.run.diagnosis import first_non_finite
+from trainers.run.strategies import make_strategy
+from trainers.run.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return Trainer(tiny_experiment_config(), make_strategy("auto"), num_images=100)
+
+
+@pytest.fixture
+def diagnose(trainer):
+    """Names the culprit with some of the model's variables changed."""
+    changed = []
+
+    def diagnose(changes=None):
+        for variable, value in changes or ():
+            changed.append((variable, variable.numpy()))
+            variable.assign(tf.fill(variable.shape, float(value)))
+        trainer.load()
+        return first_non_finite(trainer, random_images(trainer.config.model, 4))
+
+    yield diagnose
+    for variable, value in changed:
+        variable.assign(value)
+
+
+def test_a_good_step(diagnose):
+    assert diagnose().startswith("nothing")
+
+
+def test_a_variable(trainer, diagnose):
+    variable = trainer.model.image_head.bias
+    assert diagnose([(variable, np.nan)]) == f"the variable {variable.path}"
+
+
+def test_a_layer(trainer, diagnose):
+    cell = trainer.model.decoder_cells[0]
+    norm = cell.branch[0].spatial[1]
+    culprit = diagnose([(norm.gamma, 3e38), (norm.beta, 3e38)])
+    assert culprit == f"the output of {norm.path}"
+
+
+def test_the_kl_of_a_group(trainer, diagnose, monkeypatch):
+    infer_group = trainer.model.infer_group
+
+    def overflowing(group, *args):
+        result = infer_group(group, *args)
+        if group != 1:
+            return result
+        return result._replace(kl=result.kl * np.inf, latent=result.latent * np.nan)
+
+    monkeypatch.setattr(trainer.model, "infer_group", overflowing)
+    assert diagnose() == "the KL of group 1 (scale 0)"
+
+
+def test_layers_work_as_before(trainer, diagnose):
+    diagnose()
+    output = trainer.model.infer(random_images(trainer.config.model, 2))
+    assert np.all(np.isfinite(output.logits))

@@ -1,0 +1,129 @@
+"""Whole runs: what they leave behind, how they resume, what they refuse."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+import nvae_tf
+from nvae_tf.runs.workdir import Workdir
+from tests.conftest import tiny_experiment_config
+from trainers.run.checkpoints import Checkpointer
+from trainers.run.experiment import train
+from trainers.run.strategies import make_strategy
+from trainers.run.trainer import Trainer
+from trainers.summaries.event_files import read_scalars
+
+
+def test_a_run_leaves_config_checkpoints_and_evaluation(finished):
+    assert finished.read_config() == tiny_experiment_config()
+    assert finished.latest_checkpoint().endswith("-4")
+    with open(finished / "evaluation.json") as file:
+        result = json.load(file)
+    assert result["num_images"] == 1000
+    assert result["negative_elbo"] == pytest.approx(
+        result["reconstruction"] + sum(result["kl_per_group"]), rel=1e-4
+    )
+    assert not [name for name in os.listdir(finished.path) if "tmp" in name]
+
+
+def test_a_finished_run_does_not_start_over(finished, capsys):
+    before = os.stat(finished.latest_checkpoint() + ".index").st_mtime_ns
+    train(tiny_experiment_config(), finished)
+    assert "is complete: 4 of 4 steps" in capsys.readouterr().out
+    assert os.stat(finished.latest_checkpoint() + ".index").st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_evaluation_evaluates(finished, tmp_path, capsys):
+    workdir = Workdir(tmp_path / "killed")
+    shutil.copytree(finished.path, workdir.path)
+    with open(workdir.evaluation) as file:
+        before = json.load(file)
+    os.remove(workdir.evaluation)
+    train(tiny_experiment_config(), workdir)
+    assert "Finished: -ELBO" in capsys.readouterr().out
+    with open(workdir.evaluation) as file:
+        assert json.load(file) == before and before["step"] == 4
+
+
+def weights(workdir):
+    return {v.path: v.numpy() for v in nvae_tf.load_model(workdir.path).variables}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, capsys):
+    config = tiny_experiment_config()
+    workdir = Workdir(tmp_path / "run")
+
+    class Killed(Exception):
+        pass
+
+    save = Checkpointer.save
+
+    def save_then_die(self):
+        save(self)
+        if int(self._trainer.steps_done) == 2:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "save", save_then_die)
+        with pytest.raises(Killed):
+            train(config, workdir)
+    assert workdir.latest_checkpoint().endswith("-2")
+    train(config, workdir)
+    assert "Resuming after step 2 of 4" in capsys.readouterr().out
+    expected = weights(finished)
+    for path, value in weights(workdir).items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+    kl = read_scalars(f"{workdir.tensorboard}/train", "kl/group")
+    assert list(kl) == [1, 2, 3, 4] and kl == read_scalars(
+        f"{finished.tensorboard}/train", "kl/group"
+    )
+
+
+@pytest.mark.slow
+def test_more_steps_resume(finished, tmp_path, capsys):
+    workdir = Workdir(tmp_path / "longer")
+    shutil.copytree(finished.path, workdir.path)
+    train(tiny_experiment_config(steps=5), workdir)
+    assert "Resuming after step 4 of 5" in capsys.readouterr().out
+    assert workdir.latest_checkpoint().endswith("-5")
+    assert workdir.read_config().train.steps == 5
+    assert workdir.evaluated_step() == 5
+
+
+def test_a_workdir_of_another_configuration_is_refused(finished):
+    other = tiny_experiment_config().override({"model.num_nf": 1, "train.seed": 5})
+    with pytest.raises(
+        ValueError, match=r"model.num_nf is 0 there, 1 was asked for; train.seed is 0 there, 5"
+    ):
+        train(other, finished)
+
+
+def test_load_model_gives_the_trained_weights(finished):
+    config = finished.read_config()
+    trainer = Trainer(config, make_strategy("auto"), num_images=9000)
+    assert Checkpointer(trainer, finished).restore()
+    loaded = nvae_tf.load_model(finished.path)
+    for a, b in zip(trainer.model.variables, loaded.variables):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert int(trainer.steps_done) == int(trainer.optimizer.iterations) == 4
+
+
+def test_load_model_of_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        nvae_tf.load_model(tmp_path)
+    Workdir(tmp_path).write_config(tiny_experiment_config())
+    with pytest.raises(FileNotFoundError, match="no latest checkpoint yet"):
+        nvae_tf.load_model(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    other = tiny_experiment_config().override({"model.num_cell_per_cond_dec": 2})
+    Workdir(tmp_path).write_config(other)
+    os.symlink(finished.checkpoints, Workdir(tmp_path).checkpoints)
+    with pytest.raises(ValueError, match="does not hold this model"):
+        nvae_tf.load_model(tmp_path)

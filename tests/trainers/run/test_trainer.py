@@ -1,0 +1,318 @@
+"""The training step: what it minimises, on one replica and on two."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.model.layers.normalization import batch_statistics
+from nvae_tf.training.objective import negative_elbo, objective_terms
+from tests.conftest import random_images, small_experiment_config, tiny_experiment_config
+from trainers.run import trainer as loop
+from trainers.run.strategies import make_strategy
+from trainers.run.trainer import Trainer, has_diverged, steps_per_epoch, total_steps
+
+
+def batches(config, count):
+    """The same `count` batches every time."""
+    size = config.train.global_batch_size
+    images = random_images(config.model, count * size)
+    return tf.data.Dataset.from_tensor_slices(images).batch(size)
+
+
+CONFIG = tiny_experiment_config(steps=100).override({"model.num_nf": 1})
+SMALL = small_experiment_config(steps=100)
+
+
+@functools.cache
+def strategy_of(name):
+    """One per process: collective operations of several strategies get in each other's way."""
+    return make_strategy(name)
+
+
+def train(strategy, count, config=CONFIG):
+    trainer = Trainer(config, strategy_of(strategy), num_images=100)
+    trainer.guard.loss_scale.assign(min(64.0, trainer.guard.loss_scale.numpy()))
+    iterator = iter(trainer.distribute(batches(config, count)))
+    metrics = [trainer.step(iterator) for _ in range(count)]
+    trainer.store()
+    return trainer, metrics
+
+
+@pytest.fixture(scope="module")
+def one_replica():
+    """A trainer after 20 steps, and their metrics."""
+    return train("one_device", 20)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Without flows and with a single scale, after 5 steps."""
+    return train("one_device", 5, SMALL)
+
+
+def test_metrics_add_up_to_the_loss(small):
+    trainer, metrics = small
+    for step in metrics:
+        assert float(step.kl) == pytest.approx(float(tf.reduce_sum(step.kl_per_group)), rel=1e-5)
+        assert float(step.negative_elbo) == pytest.approx(
+            float(step.reconstruction + step.kl), rel=1e-5
+        )
+        balanced = float(tf.reduce_sum(step.balance * step.kl_per_group))
+        regularization = float(tf.reduce_sum(step.singular_values) + step.batch_norm)
+        assert float(step.loss) == pytest.approx(
+            float(step.reconstruction)
+            + float(step.kl_coefficient) * balanced
+            + float(step.regularization_coefficient) * regularization,
+            rel=1e-5,
+        )
+    assert int(trainer.optimizer.iterations.numpy()) == int(trainer.steps_done.numpy()) == 5
+
+
+def test_the_step_is_that_of_the_model_and_the_objective(small):
+    fresh = Trainer(SMALL, strategy_of("one_device"), num_images=100)
+    images = next(iter(batches(SMALL, 1)))
+    noise = fresh.model.draw_noise(4, tf.constant([SMALL.train.seed, 0], tf.int64))
+    output = fresh.model.infer(images, noise, training=True)
+    terms = objective_terms(fresh.model, images, output, 1e-4)
+    first = small[1][0]
+    expected = float(tf.reduce_mean(negative_elbo(terms)))
+    assert float(first.negative_elbo) == pytest.approx(expected, rel=1e-4)
+
+
+def test_standard_errors_are_those_of_the_batch(small):
+    fresh = Trainer(SMALL, strategy_of("one_device"), num_images=100)
+    images = next(iter(batches(SMALL, 1)))
+    noise = fresh.model.draw_noise(4, tf.constant([SMALL.train.seed, 0], tf.int64))
+    terms = objective_terms(
+        fresh.model, images, fresh.model.infer(images, noise, training=True), 1e-4
+    )
+    kl = tf.reduce_sum(terms.kl_per_group, axis=1)
+    for error, values in zip(
+        small[1][0].standard_errors, (negative_elbo(terms), terms.reconstruction, kl)
+    ):
+        expected = np.std(values, ddof=1) / np.sqrt(4)
+        np.testing.assert_allclose(error, expected, rtol=1e-3, atol=5e-3)
+
+
+def assert_same_path(ours, theirs, rtol=1e-5, balanced=True):
+    for a, b in zip(ours[1], theirs[1]):
+        for name in ("loss", "negative_elbo", "reconstruction", "kl", "gradient_norm"):
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol, err_msg=name)
+        np.testing.assert_allclose(a.kl_per_group, b.kl_per_group, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a.standard_errors, b.standard_errors, rtol=1e-3, atol=5e-3)
+        if balanced:
+            np.testing.assert_allclose(a.balance, b.balance, rtol=1e-4)
+
+
+def test_two_replicas_take_the_steps_of_one(small):
+    assert strategy_of("mirrored").num_replicas_in_sync == 2
+    assert_same_path(train("mirrored", 5, SMALL), small)
+
+
+@pytest.mark.slow
+def test_two_replicas_walk_the_path_of_one(one_replica):
+    assert strategy_of("mirrored").num_replicas_in_sync == 2
+    two = train("mirrored", 20)
+    assert_same_path(two, one_replica)
+    for a, b in zip(two[0].model.variables, one_replica[0].model.variables):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=2e-3, err_msg=a.path)
+
+
+# Without batch normalisation and, as beta is 1, without balancing: both look at the whole of a
+# batch, and with accumulation at the whole of each part.
+PLAIN = SMALL.override({"model.arch_instance": "res_elu", "train.kl_anneal_portion": 1e-9})
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return train("one_device", 5, PLAIN)
+
+
+@pytest.mark.parametrize(
+    "strategy, parts", [("one_device", 4), pytest.param("mirrored", 2, marks=pytest.mark.slow)]
+)
+def test_accumulation_walks_the_path_of_the_whole_batch(plain, strategy, parts):
+    config = PLAIN.override({"train.accumulation_steps": parts})
+    assert_same_path(train(strategy, 5, config), plain, rtol=3e-5, balanced=False)
+
+
+@pytest.mark.slow
+def test_accumulated_batch_statistics_are_the_mean_of_the_parts():
+    config = CONFIG.override({"train.accumulation_steps": 2})
+    trainer, _ = train("one_device", 1, config)
+    fresh = Trainer(config, strategy_of("one_device"), num_images=100)
+    images = next(iter(batches(config, 1)))
+    noise = fresh.model.draw_noise(4, tf.constant([config.train.seed, 0], tf.int64))
+    means = []
+    for rows in (slice(0, 2), slice(2, 4)):
+        with batch_statistics() as statistics:
+            fresh.model.infer(images[rows], [part[rows] for part in noise], training=True)
+        means.append(statistics)
+    for ours, average in zip(
+        trainer.model.non_trainable_variables, fresh.model.non_trainable_variables
+    ):
+        mean = (means[0][id(average)] + means[1][id(average)]) / 2
+        expected = 0.95 * average + 0.05 * mean
+        np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_recomputation_changes_nothing_but_memory(small):
+    config = SMALL.override({"train.recompute": True})
+    assert_same_path(train("one_device", 5, config), small)
+
+
+@pytest.mark.slow
+def test_recomputation_on_two_replicas(one_replica):
+    config = CONFIG.override({"train.recompute": True})
+    ours = train("mirrored", 3, config)
+    assert_same_path(ours, (one_replica[0], one_replica[1][:3]))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parts"),
+    [
+        ("one_device", 1),
+        pytest.param("mirrored", 1, marks=pytest.mark.slow),
+        pytest.param("mirrored", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_clipping_is_of_the_global_gradient(strategy, parts):
+    # Without momentum and decay, the first step of AdaMax is -rate g / (|g| + eps).
+    config = SMALL.override(
+        {
+            "optimizer.clip_norm": 0.5,
+            "optimizer.weight_decay": 0.0,
+            "optimizer.warmup_epochs": 0.0,
+            "optimizer.epsilon": 1e6,
+            "optimizer.learning_rate": 1e6,
+            "optimizer.learning_rate_min": 0.0,
+            "train.accumulation_steps": parts,
+        }
+    )
+    trainer = Trainer(config, strategy_of(strategy), num_images=100)
+    before = [weight.numpy() for weight in trainer.weights.values()]
+    norm = float(trainer.step(iter(trainer.distribute(batches(config, 1)))).gradient_norm)
+    change = [a - b.numpy() for a, b in zip(before, trainer.weights.values())]
+    assert norm > 0.5
+    applied = np.sqrt(sum(np.square(c.astype(np.float64)).sum() for c in change))
+    assert applied == pytest.approx(0.5, rel=1e-3)
+
+
+def state(trainer):
+    return [v.numpy() for v in (*trainer.weights.variables, *trainer.moving_averages.variables)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parts"),
+    [
+        ("one_device", 1),
+        pytest.param("mirrored", 1, marks=pytest.mark.slow),
+        pytest.param("mirrored", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, strategy, parts):
+    config = SMALL.override({"train.precision": "mixed_float16", "train.accumulation_steps": parts})
+    trainer = Trainer(config, strategy_of(strategy), num_images=100)
+    trainer.guard.loss_scale.assign(64.0)
+    poisoned = tf.Variable(-1)  # replica
+    objective = loop.objective_terms
+
+    def terms(*args):
+        result = objective(*args)
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        factor = tf.where(tf.equal(poisoned, replica), np.inf, 1.0)
+        return result._replace(reconstruction=result.reconstruction * factor)
+
+    monkeypatch.setattr(loop, "objective_terms", terms)
+    replicas = trainer.strategy.num_replicas_in_sync
+    steps = 1 + 2 * replicas
+    iterator = iter(trainer.distribute(batches(config, steps)))
+    assert bool(trainer.step(iterator).applied)
+    for skipped, replica in enumerate(range(replicas), start=1):
+        before, scale = state(trainer), float(trainer.guard.loss_scale.numpy())
+        poisoned.assign(replica)
+        metrics = trainer.step(iterator)
+        assert not bool(metrics.applied) and int(metrics.skipped) == skipped
+        assert float(trainer.guard.loss_scale.numpy()) == scale / 2
+        for a, b in zip(state(trainer), before):
+            np.testing.assert_array_equal(a, b)
+        poisoned.assign(-1)
+        assert bool(trainer.step(iterator).applied)
+    assert int(trainer.optimizer.iterations.numpy()) == steps - replicas
+    assert int(trainer.steps_done.numpy()) == steps
+    assert all(np.all(np.isfinite(values)) for values in state(trainer))
+
+
+@pytest.mark.parametrize(
+    "precision, rtol",
+    [pytest.param("mixed_float16", 5e-3, marks=pytest.mark.slow), ("mixed_bfloat16", 3e-2)],
+)
+def test_mixed_precision_stays_near_float32(small, precision, rtol):
+    ours = train("one_device", 5, SMALL.override({"train.precision": precision}))
+    for a, b in zip(ours[1], small[1]):
+        np.testing.assert_allclose(a.negative_elbo, b.negative_elbo, rtol=rtol)
+        assert bool(a.applied)
+    assert all(v.dtype == "float32" for v in ours[0].model.variables)
+
+
+def test_the_average_follows_the_weights():
+    config = SMALL.override({"optimizer.ema_decay": 0.75})
+    trainer = Trainer(config, strategy_of("one_device"), num_images=100)
+    expected = [weight.numpy() for weight in trainer.weights.values()]
+    iterator = iter(trainer.distribute(batches(config, 3)))
+    for _ in range(3):
+        trainer.step(iterator)
+        expected = [0.75 * a + 0.25 * w.numpy() for a, w in zip(expected, trainer.weights.values())]
+    for a, b in zip(trainer.average.averages, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    weights = [weight.numpy() for weight in trainer.weights.values()]
+    trainer.store_average()
+    kernel = trainer.model.stem.kernel.numpy()
+    trainer.store()
+    assert np.abs(kernel - trainer.model.stem.kernel.numpy()).max() > 0
+    for a, b in zip(trainer.weights.values(), weights):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_several_steps_that_are_not_finite_count_as_diverged():
+    config = SMALL
+    trainer = Trainer(config, strategy_of("auto"), num_images=100)
+    trainer.model.image_head.bias.assign([np.nan])
+    trainer.load()
+    iterator = iter(trainer.distribute(batches(config, 6)))
+    diverged = [has_diverged(trainer.step(iterator)) for _ in range(6)]
+    assert diverged == [False] * 4 + [True] * 2
+    assert (
+        int(trainer.optimizer.iterations.numpy()) == 0 and int(trainer.guard.skipped.numpy()) == 6
+    )
+
+
+def test_the_batch_must_divide_over_the_replicas():
+    config = tiny_experiment_config(global_batch_size=3)
+    with pytest.raises(ValueError, match="2 replicas times the 1 accumulation steps, received 3"):
+        Trainer(config, strategy_of("mirrored"), num_images=100)
+
+
+def test_steps_win_over_epochs():
+    config = tiny_experiment_config(steps=7)
+    assert total_steps(config, 10) == 7
+    assert total_steps(config.override({"train.steps": 0, "train.epochs": 3}), 10) == 6
+    assert steps_per_epoch(config, 11) == 2
+
+
+def test_too_few_images():
+    with pytest.raises(ValueError, match="has 3 images, fewer than train.global_batch_size 4"):
+        Trainer(tiny_experiment_config(), make_strategy("auto"), num_images=3)
+
+
+def test_unknown_strategy():
+    with pytest.raises(ValueError, match="'tpu'"):
+        make_strategy("tpu")
+
+
+def test_several_workers_need_their_addresses(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(ValueError, match="needs the environment variable TF_CONFIG"):
+        make_strategy("multi_worker")

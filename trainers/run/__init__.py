@@ -1,0 +1,1 @@
+"""One training run: its state, its step, and what watches and saves them."""

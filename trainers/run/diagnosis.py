@@ -1,0 +1,93 @@
+"""Where a step that is not finite went wrong first."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.model.layers.normalization import batch_statistics
+from nvae_tf.training.objective import negative_elbo, objective_terms
+from trainers.run.trainer import Trainer
+
+
+def first_non_finite(trainer: Trainer, images: tf.Tensor) -> str:
+    """Computes the next step's losses again, one operation after the other, and names the culprit.
+
+    Args:
+      trainer: in the state in which the step failed; its model gets the weights.
+      images: (B, H, W, C), the step's global batch, or this worker's part of it.
+
+    Returns:
+      What was not finite first: a variable, a layer's output, the KL of a group, the likelihood,
+      or a gradient. On several replicas it may be that none is, when each part is normalised alone.
+    """
+    trainer.store()
+    model = trainer.model
+    for variable in model.variables:
+        if not _is_finite(variable):
+            return f"the variable {variable.path}"
+    seed = [trainer.config.train.seed, int(trainer.steps_done.numpy())]
+    noise = [part[: len(images)] for part in model.draw_noise(len(images), seed)]
+    with (
+        tf.GradientTape() as tape,
+        batch_statistics(),
+        _observed(model) as layers,
+    ):
+        output = model.infer(images, noise, training=True)
+        terms = objective_terms(model, images, output, 1.0)
+        loss = tf.reduce_mean(negative_elbo(terms))
+    order = [path for path, _ in layers]
+    suspects: list[tuple[float, str]] = [
+        (i, f"the output of {path}") for i, (path, good) in enumerate(layers) if not good
+    ]
+    for group, latent in enumerate(output.latents):
+        if not (_is_finite(output.kl_per_group[:, group]) and _is_finite(latent)):
+            # A group's latent variable is computed before the combiner that it goes into.
+            combiner = f"decoder_combiner_{group}/"  # and what is inside of it
+            name = "decoder_stem" if model.config.is_vanilla else combiner
+            scale = model.config.group_scales[group]
+            place = next(i for i, path in enumerate(order) if path.startswith(name))
+            suspects.append((place - 0.5, f"the KL of group {group} (scale {scale})"))
+    if suspects:
+        return min(suspects)[1]
+    if not _is_finite(terms.reconstruction):
+        return "the likelihood of the images"
+    # Gradients are computed from the last layer to the first.
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    for variable, gradient in reversed(list(zip(model.trainable_variables, gradients))):
+        if gradient is not None and not _is_finite(gradient):
+            return f"the gradient of {variable.path}"
+    return "nothing when computed again on one device"
+
+
+@contextlib.contextmanager
+def _observed(model: keras.Model) -> Iterator[list[tuple[str, bool]]]:
+    """Collects, in the order of computation, each layer's path and whether its output is finite."""
+    seen: list[tuple[str, bool]] = []
+    layers = [layer for layer in model._flatten_layers() if layer is not model]
+
+    def observe(layer):
+        call = layer.call
+
+        def observed(*args, **kwargs):
+            result = call(*args, **kwargs)
+            seen.append((layer.path, all(map(_is_finite, tf.nest.flatten(result)))))
+            return result
+
+        layer.call = observed
+
+    for layer in layers:
+        observe(layer)
+    try:
+        yield seen
+    finally:
+        for layer in layers:
+            del layer.call
+
+
+def _is_finite(values: tf.Tensor) -> bool:
+    return bool(np.all(np.isfinite(tf.cast(tf.convert_to_tensor(values), tf.float32).numpy())))

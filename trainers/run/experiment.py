@@ -1,0 +1,228 @@
+"""One run: from a configuration to a trained and evaluated model in a workdir."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.data import load_images, training_batches
+from nvae_tf.runs.workdir import Workdir, checkpoint_step
+from trainers.run.checkpoints import Checkpointer
+from trainers.run.diagnosis import first_non_finite
+from trainers.run.memory import expected_memory
+from trainers.run.progress import Progress
+from trainers.run.signals import StopRequest
+from trainers.run.step_profile import StepProfile, StepRange
+from trainers.run.strategies import is_chief, make_strategy
+from trainers.run.trainer import DivergedError, Trainer, has_diverged, total_steps
+
+
+def train(
+    config: ExperimentConfig, workdir: Workdir, profile_steps: StepRange | None = None
+) -> None:
+    """Trains until the run's last step, or goes on from where it stopped.
+
+    SIGTERM or Ctrl-C ends it after the current step, with a checkpoint.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      profile_steps: to trace with TensorFlow's profiler.
+
+    Raises:
+      ValueError: if the workdir holds another run, the images do not fit, or the steps to trace are
+        not among those to come; nothing is created.
+      DivergedError: if the loss is not finite any more, and going back did not help.
+    """
+    workdir.check_config(config)
+    strategy = make_strategy(config.train.strategy)
+    images = load_images(config.data, config.model, config.data.train_split)
+    test_images = load_images(config.data, config.model, config.data.test_split)
+    check_profile_steps(profile_steps, workdir, total_steps(config, len(images)))
+    run = _Run(config, workdir, strategy, images, test_images, profile_steps)
+    with StopRequest() as stop:
+        try:
+            if not run.start():
+                return
+            while True:
+                try:
+                    stopped = run.go_on(stop)
+                    break
+                except DivergedError as error:
+                    run.roll_back(error)
+            if stopped:
+                run.say(f"Stopped after step {run.step}. The same command goes on from there.")
+            else:
+                run.finish()
+        finally:
+            run.close()
+
+
+def check_profile_steps(steps: StepRange | None, workdir: Workdir, total: int) -> None:
+    """Raises a ValueError unless the steps to trace lie between those done and the last one."""
+    done = checkpoint_step(workdir.latest_checkpoint())
+    if steps and not done < steps.first <= steps.last <= total:
+        raise ValueError(
+            f"The steps to profile must be between {done + 1} and {total}, those that the run has "
+            f"to come; received {steps.first} to {steps.last}."
+        )
+
+
+class _Run:
+    """A trainer with what feeds, watches and saves it.
+
+    Only the chief of several workers prints and writes.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      strategy: where to compute.
+      images: (N, h, w, C) uint8, to train on.
+      test_images: (M, h, w, C) uint8, held out.
+      profile_steps: to trace with TensorFlow's profiler.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        workdir: Workdir,
+        strategy: tf.distribute.Strategy,
+        images: np.ndarray,
+        test_images: np.ndarray,
+        profile_steps: StepRange | None,
+    ):
+        self._config = config
+        self._workdir = workdir
+        self._images = images
+        self._chief = is_chief(strategy)
+        self._profile = StepProfile(workdir.tensorboard, profile_steps if self._chief else None)
+        start = time.perf_counter()
+        self._trainer = Trainer(config, strategy, len(images))
+        self._checkpointer = Checkpointer(self._trainer, workdir)
+        model = self._trainer.model
+        self.say(
+            f"{model.num_trainable_parameters:,} parameters in {config.model.num_groups} groups, "
+            f"built in {time.perf_counter() - start:.1f} s; {len(images):,} training images, "
+            f"{strategy.num_replicas_in_sync} replica(s)."
+        )
+        self._test_images = test_images
+        self._progress: Progress | None = None
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self._trainer.steps_done.numpy())
+
+    def say(self, text: str) -> None:
+        """Prints, on the chief."""
+        if self._chief:
+            print(text, flush=True)
+
+    def start(self) -> bool:
+        """Restores or initialises; returns whether there is anything left to do."""
+        trainer = self._trainer
+        restored = self._checkpointer.restore()
+        total = trainer.total_steps
+        if self.step >= total and self._workdir.evaluated_step() == self.step:
+            self.say(
+                f"The run in {self._workdir.path!r} is complete: {self.step} of {total} steps. "
+                "To go on, ask for more with --config.train.steps."
+            )
+            return False
+        if self._chief:
+            self._workdir.write_config(self._config)
+            self._checkpointer.clear_leftovers()
+        if restored:
+            self.say(f"Resuming after step {self.step} of {total}.")
+        else:
+            trainer.initialize_from_batch(next(iter(self._dataset())))
+            self._save()  # so that there is always something to go back to
+        batches = trainer.distribute(self._dataset())
+        seconds = trainer.trace(batches)
+        self.say(
+            f"Step traced in {seconds:.1f} s; expected memory "
+            f"{expected_memory(trainer, batches) / 1e9:.2f} GB per replica, with "
+            f"{trainer.state_bytes / 1e9:.2f} GB of weights and optimiser."
+        )
+        if self._chief:
+            self._progress = Progress(trainer, self._workdir, self._test_images)
+        return True
+
+    def _dataset(self) -> tf.data.Dataset:
+        return training_batches(self._images, self._config, start=self.step)
+
+    def go_on(self, stop: StopRequest) -> bool:
+        """Trains to the last step; returns whether it was stopped before.
+
+        Raises:
+          DivergedError: after several steps in a row that were not finite.
+        """
+        trainer, train = self._trainer, self._config.train
+        batches = iter(trainer.distribute(self._dataset()))
+        for step in range(self.step + 1, trainer.total_steps + 1):
+            with self._profile.step(step):
+                metrics = trainer.step(batches, stop=stop.name is not None)
+            if has_diverged(metrics):
+                raise DivergedError(f"Loss or gradient was not finite up to step {step}")
+            if self._progress:
+                self._progress.after_step(step, metrics)
+            last = step == trainer.total_steps
+            if bool(metrics.stop) and not last:
+                self._save()  # at once: whoever asked may not wait for more
+                return True
+            if step % train.image_every == 0 and not last and self._progress:
+                negative_elbo = self._progress.validate(step)
+                self._checkpointer.save_if_best(negative_elbo)
+            good = metrics.not_finite_in_a_row == 0
+            if last or (step % train.checkpoint_every == 0 and good):
+                self._save()  # last, so that a run killed before it validates again
+        return False
+
+    def _save(self) -> None:
+        if self._progress:
+            self._progress.flush()  # a run that resumes from here finds what it has logged
+        if self._chief:
+            self._checkpointer.save()
+
+    def roll_back(self, error: DivergedError) -> None:
+        """Goes back to the last checkpoint, with half the learning rate.
+
+        Raises:
+          DivergedError: if that was done too often, with the advice of what to try.
+        """
+        trainer = self._trainer
+        batch = next(iter(self._dataset()))
+        culprit = first_non_finite(trainer, batch)
+        rollbacks = int(trainer.guard.rollbacks.numpy()) + 1
+        if rollbacks > self._config.train.max_rollbacks:
+            if self._progress:
+                self._progress.fail()
+            raise DivergedError(
+                f"{error}; first {culprit}. {rollbacks - 1} rollback(s) did not help. The last "
+                "checkpoint is intact; try a lower optimizer.learning_rate, a larger "
+                "train.weight_decay_norm, optimizer.clip_norm, train.skip_gradient_norm, or "
+                "train.precision=float32."
+            ) from error
+        self._checkpointer.restore()
+        trainer.guard.note_rollback(rollbacks)
+        factor = float(trainer.guard.learning_rate_factor.numpy())
+        self.say(
+            f"{error}; first {culprit}. Back to step {self.step}, with {factor:g} times the "
+            f"learning rate (rollback {rollbacks} of {self._config.train.max_rollbacks})."
+        )
+        if self._progress:
+            self._progress.go_back_to(self.step)
+
+    def finish(self) -> None:
+        """Evaluates the finished model on all test images, prints and writes the result."""
+        if self._progress:
+            self._progress.finish()
+
+    def close(self) -> None:
+        """Ends bar, event files and profile; may be called again."""
+        self._profile.close()
+        if self._progress:
+            self._progress.close()

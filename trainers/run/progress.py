@@ -1,0 +1,157 @@
+"""What a run shows on its way: its bar, its summaries, the evaluation of held-out images."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from nvae_tf.data import evaluation_batches
+from nvae_tf.evaluation import (
+    COLLAPSED_NATS,
+    LikelihoodEvaluator,
+    LikelihoodResult,
+    collapsed_groups,
+)
+from nvae_tf.runs.workdir import Workdir
+from nvae_tf.training.objective import bits_per_dimension
+from trainers.run.trainer import StepMetrics, Trainer
+from trainers.summaries import EXAMPLES, Speed, Summaries, group_name
+
+_VALIDATION_IMAGES = 1000  # at most, during training
+_EVALUATION_BATCH = 100
+
+
+class Progress:
+    """What a run shows on its way.
+
+    Args:
+      trainer: whose steps are reported.
+      workdir: where summaries and the evaluation go.
+      test_images: (N, h, w, C) uint8, held out.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        workdir: Workdir,
+        test_images: np.ndarray,
+    ):
+        config = trainer.config
+        self._trainer = trainer
+        self._workdir = workdir
+        self._test_images = test_images
+        self._evaluator = LikelihoodEvaluator(trainer.model)
+        examples = evaluation_batches(test_images[:EXAMPLES], config.model, EXAMPLES)
+        self._summaries = Summaries(workdir, trainer, next(iter(examples)))
+        self._collapsed: list[int] = []
+        step = int(trainer.steps_done.numpy())
+        self._bar = tqdm(
+            total=trainer.total_steps,
+            initial=step,
+            unit="step",
+            mininterval=1 if sys.stderr.isatty() else 20,
+            dynamic_ncols=True,
+        )
+        self._restart_clock(step)
+
+    def after_step(self, step: int, metrics: StepMetrics) -> None:
+        """To be called after every step, with its number from 1."""
+        train = self._trainer.config.train
+        self._bar.update()
+        if step % train.log_every == 0 or step == self._trainer.total_steps:
+            self._report(step, metrics)
+
+    def go_back_to(self, step: int) -> None:
+        """To be called after a rollback, with the steps done."""
+        self._bar.reset(total=self._trainer.total_steps)
+        self._bar.update(step)
+        self._summaries.restart()
+        self._restart_clock(step)
+
+    def _restart_clock(self, step: int) -> None:
+        self._since = step, time.perf_counter(), self._trainer.seconds_waiting
+
+    def _report(self, step: int, metrics: StepMetrics) -> None:
+        since_step, since, waited = self._since
+        seconds = time.perf_counter() - since
+        rate = (step - since_step) * self._trainer.config.train.global_batch_size / seconds
+        waiting = (self._trainer.seconds_waiting - waited) / seconds
+        self._restart_clock(step)
+        elbo = float(metrics.negative_elbo)
+        bits = bits_per_dimension(elbo, self._trainer.config.model)
+        self._bar.set_postfix_str(
+            f"{rate:.0f} images/s, {waiting:.1%} waiting for data, -ELBO {elbo:.1f} nats, "
+            f"{bits:.3f} bits/dim, KL {float(metrics.kl):.1f}, "
+            f"beta {float(metrics.kl_coefficient):.2f}",
+            refresh=False,
+        )
+        self._summaries.log_step(step, metrics, Speed(rate, waiting))
+
+    def validate(self, step: int) -> float:
+        """Evaluates some held-out images and shows pictures; returns the -ELBO in nats."""
+        result = self._evaluate(self._test_images[:_VALIDATION_IMAGES], step)
+        self._summaries.flush()
+        self._write(
+            f"step {step}: validation -ELBO {result.negative_elbo:.2f} nats, "
+            f"{result.negative_elbo_bits_per_dim:.4f} bits/dim"
+        )
+        self._warn_of_collapse(step, result)
+        self._restart_clock(step)
+        return result.negative_elbo
+
+    def _write(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)
+
+    def _warn_of_collapse(self, step: int, result: LikelihoodResult) -> None:
+        """Says which groups carry nothing, whenever that has changed."""
+        before, self._collapsed = self._collapsed, collapsed_groups(result.kl_per_group)
+        if self._collapsed and self._collapsed != before:
+            names = ", ".join(map(group_name, self._collapsed))
+            self._write(
+                f"step {step}: Warning: {len(self._collapsed)} of {len(result.kl_per_group)} "
+                f"groups have collapsed, with less than {COLLAPSED_NATS} nats of KL on held-out "
+                f"images: {names}"
+            )
+        elif before and not self._collapsed:
+            self._write(f"step {step}: all groups are in use again")
+
+    def _evaluate(self, images: np.ndarray, step: int) -> LikelihoodResult:
+        self._trainer.store_average()
+        batches = evaluation_batches(images, self._trainer.config.model, _EVALUATION_BATCH)
+        result = self._evaluator.evaluate(batches)
+        self._summaries.log_validation(step, result)
+        self._summaries.log_pictures(step)
+        return result
+
+    def flush(self) -> None:
+        """Makes visible what was logged so far."""
+        self._summaries.flush()
+
+    def fail(self) -> None:
+        """To be called when the run ends without a result."""
+        self._summaries.end(success=False)
+
+    def finish(self) -> None:
+        """Evaluates the finished model on all test images, prints and writes the result."""
+        result = self._evaluate(self._test_images, self._trainer.total_steps)
+        fields = {"split": self._trainer.config.data.test_split, **dataclasses.asdict(result)}
+        self._workdir.write_evaluation(fields)
+        self._warn_of_collapse(self._trainer.total_steps, result)
+        self._summaries.end(success=True)
+        self.close()
+        print(
+            f"Finished: -ELBO {result.negative_elbo:.2f} ± "
+            f"{result.negative_elbo_standard_error:.2f} nats "
+            f"({result.negative_elbo_bits_per_dim:.4f} bits/dim) on {result.num_images:,} "
+            f"held-out images: reconstruction {result.reconstruction:.2f}, KL {result.kl:.2f}.",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Ends bar and event files; may be called again."""
+        self._bar.close()
+        self._summaries.close()

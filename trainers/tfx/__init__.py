@@ -1,0 +1,1 @@
+"""TensorFlow Extended: training, examples and the gate of a pipeline."""

@@ -1,0 +1,214 @@
+"""`run_fn` for TFX's Trainer: from a pipeline's tf.Examples to a SavedModel.
+
+`Trainer(run_fn="trainers.tfx_module.run_fn", custom_config={"preset": ...}, ...)`. TFX itself is
+not imported: anything with the attributes of `FnArgs` will do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+# tensorflow_transform, which TFX imports, turns Keras 2 on for the whole process. TensorFlow reads
+# the variable late, so this is in time even if TFX was imported before.
+os.environ["TF_USE_LEGACY_KERAS"] = "0"
+
+from export.manifest import run_manifest
+from export.saved_model import write_saved_model
+from nvae_tf import presets
+from nvae_tf.command_line import use_devices
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.files import new_directory
+from nvae_tf.runs.workdir import Workdir, checkpoint_step, load_model
+from trainers.run.checkpoints import save_weights
+from trainers.run.experiment import train
+from trainers.tfx.examples import DataAccessor, copy_images
+
+TRAIN_SPLIT, EVAL_SPLIT = "train", "eval"
+_CUSTOM_KEYS = ("preset", "overrides")
+_TFX_KEYS = "ai_platform_"  # what TFX's own runners keep in custom_config begins so
+_TUNER_KEYS = "tuner/"  # what Keras Tuner's Hyperband adds to the values
+_FROM_PIPELINE = (
+    "data.name",
+    "data.data_dir",
+    "data.train_split",
+    "data.test_split",
+    "data.test_fraction",
+    "data.split_seed",
+)
+_RUN = "Run"  # beside Format-Serving, in the Model artifact
+
+
+class FnArgs(Protocol):
+    """What is used of `tfx.components.FnArgs`."""
+
+    train_files: Sequence[str]  # patterns
+    eval_files: Sequence[str]
+    data_accessor: DataAccessor
+    train_steps: int | None  # None: as the configuration says
+    eval_steps: int | None  # batches of train.global_batch_size; None: all images
+    model_run_dir: str
+    serving_model_dir: str
+    base_model: str | None
+    hyperparameters: dict[str, Any] | None
+    custom_config: dict[str, Any] | None
+
+
+def run_fn(fn_args: FnArgs) -> None:
+    """Trains on the pipeline's examples and leaves a SavedModel.
+
+    `model_run_dir` becomes the workdir of the run, with its configuration, checkpoints, TensorBoard
+    files, `evaluation.json` and, in `examples`, a copy of the images: every program of this package
+    works on it. `serving_model_dir` becomes a SavedModel with all signatures and the evaluation in
+    its manifest. Beside it, in `Run`, are the configuration and the weights for a warm start.
+
+    Raises:
+      ValueError: before anything is written, for a configuration that is not allowed or a base
+        model that does not fit; before the training, for images that do not fit.
+      FileNotFoundError: if `base_model` was not trained here.
+      RuntimeError: if the training was stopped by a signal; nothing is exported.
+    """
+    for name in ("model_run_dir", "serving_model_dir"):
+        _check_local(name, getattr(fn_args, name))
+    for name in ("train_files", "eval_files"):
+        if not getattr(fn_args, name):
+            raise ValueError(
+                f"{name} is empty: the examples need a split to train on, and another."
+            )
+    workdir = Workdir(fn_args.model_run_dir)
+    config = requested_config(fn_args)
+    base = _base_run(fn_args.base_model, config) if fn_args.base_model else None
+    use_devices()
+    _copy_examples(fn_args, config)
+    if base and not workdir.latest_checkpoint():
+        save_weights(load_model(base.path), workdir)
+        print(f"Starting from the weights of {base.path!r}.", flush=True)
+    train(config, workdir)
+    step = checkpoint_step(workdir.latest_checkpoint())
+    if workdir.evaluated_step() != step:
+        raise RuntimeError(f"The training was stopped after step {step}; nothing is exported.")
+    _export(workdir, fn_args.serving_model_dir)
+
+
+def requested_config(fn_args: FnArgs) -> ExperimentConfig:
+    """What to train: the preset, changed by overrides, hyperparameters and the Trainer's steps.
+
+    The later wins. The images are those that `run_fn` copies.
+
+    Raises:
+      ValueError: for an unknown key, preset or field, or a value that is not allowed.
+    """
+    custom = fn_args.custom_config or {}
+    unknown = [key for key in custom if key not in _CUSTOM_KEYS and not key.startswith(_TFX_KEYS)]
+    if unknown:
+        raise ValueError(
+            f"custom_config has the keys {' and '.join(_CUSTOM_KEYS)}, received "
+            f"{', '.join(map(repr, unknown))}."
+        )
+    if "preset" not in custom:
+        raise ValueError(
+            "custom_config['preset'] must say what to train: " + ", ".join(presets.names()) + "."
+        )
+    config = presets.get(custom["preset"])
+    overrides = _fields("custom_config['overrides']", custom.get("overrides"))
+    tuned = _tuned(fn_args.hyperparameters)
+    for name in (*overrides, *tuned):
+        if name in _FROM_PIPELINE:
+            raise ValueError(f"{name} cannot be overridden: the images come from the pipeline.")
+    config = config.override(overrides).override(tuned)
+    for name in ("train_steps", "eval_steps"):
+        steps = getattr(fn_args, name)
+        if steps is not None and steps < 1:
+            raise ValueError(f"{name} must be at least 1, or None; received {steps}.")
+    if fn_args.train_steps:
+        config = config.override({"train.steps": fn_args.train_steps})
+    return config.override(
+        {
+            "data.name": "tfrecord",
+            "data.data_dir": os.path.join(fn_args.model_run_dir, "examples"),
+            "data.train_split": TRAIN_SPLIT,
+            "data.test_split": EVAL_SPLIT,
+        }
+    )
+
+
+def run_beside(saved_model: str) -> str:
+    """Where `run_fn` keeps configuration and weights of a SavedModel that it left."""
+    return os.path.join(os.path.dirname(os.path.normpath(saved_model)), _RUN)
+
+
+def _fields(where: str, values: Any) -> dict[str, Any]:
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{where} must be a dictionary of dotted configuration fields, received {values!r}."
+        )
+    return values
+
+
+def _tuned(hyperparameters: dict[str, Any] | None) -> dict[str, Any]:
+    """Fields out of what `keras_tuner.HyperParameters.get_config` returns."""
+    if hyperparameters is None:
+        return {}
+    if "values" not in hyperparameters:
+        raise ValueError(
+            "hyperparameters must have the key 'values', received "
+            f"{', '.join(map(repr, hyperparameters)) or 'none'}."
+        )
+    values = _fields("hyperparameters['values']", hyperparameters["values"])
+    return {name: value for name, value in values.items() if not name.startswith(_TUNER_KEYS)}
+
+
+def _check_local(name: str, path: str) -> None:
+    if "://" in path:
+        raise ValueError(
+            f"{name} must be a local directory (or a mounted one, such as /gcs/...), "
+            f"received {path!r}."
+        )
+
+
+def _base_run(base_model: str, config: ExperimentConfig) -> Workdir:
+    """The workdir whose weights to start from.
+
+    Args:
+      base_model: a SavedModel that `run_fn` left, as TFX passes it, or a workdir.
+      config: of the run to come.
+    """
+    _check_local("base_model", base_model)
+    places = (base_model, run_beside(base_model))
+    for workdir in map(Workdir, places):
+        if workdir.has_config:
+            break
+    else:
+        raise FileNotFoundError(
+            f"base_model {base_model!r} has no weights to start from: neither it nor {places[1]!r} "
+            "is the workdir of a run. Only models that trainers.tfx_module trained have one."
+        )
+    differences = [
+        phrase
+        for name, phrase in config.differences(workdir.read_config()).items()
+        if name.startswith("model.")
+    ]
+    if differences:
+        raise ValueError(f"base_model {base_model!r} is another model: {'; '.join(differences)}.")
+    return workdir
+
+
+def _copy_examples(fn_args: FnArgs, config: ExperimentConfig) -> None:
+    limit = fn_args.eval_steps and fn_args.eval_steps * config.train.global_batch_size
+    for split, patterns, count in (
+        (TRAIN_SPLIT, fn_args.train_files, None),
+        (EVAL_SPLIT, fn_args.eval_files, limit),
+    ):
+        path = os.path.join(config.data.data_dir, f"{split}.tfrecord")
+        copy_images(fn_args.data_accessor, patterns, config.data.feature, path, count)
+
+
+def _export(workdir: Workdir, directory: str) -> None:
+    model = load_model(workdir.path)
+    keep = Workdir(run_beside(directory))
+    keep.write_config(workdir.read_config())
+    save_weights(model, keep)
+    with new_directory(directory) as temporary:
+        write_saved_model(model, temporary, run_manifest(workdir))
