@@ -74,7 +74,7 @@ def measure_preset(config: ExperimentConfig, steps: int) -> Measurement:
     batches = trainer.distribute(training_batches(images, config))
     iterator = iter(batches)
     expected = expected_memory(trainer, batches)
-    return _measured(expected, lambda: float(trainer.step(iterator).loss), steps)
+    return _measured(expected, lambda: float(trainer.step(iterator).batch.loss), steps)
 
 
 def _measured(expected: int, step, steps: int) -> Measurement:

@@ -19,6 +19,7 @@ from nvae_tf import presets
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import TrainConfig
 from nvae_tf.data import evaluation_batches, training_batches
+from nvae_tf.model.inference import InferenceModel
 from nvae_tf.runs.workdir import Workdir
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import Trainer
@@ -56,11 +57,12 @@ def measure_summaries(name: str, steps: int) -> Costs:
     batches = iter(trainer.distribute(training_batches(images, config)))
     for _ in range(2):
         metrics = trainer.step(batches)
-    step = _median(lambda number: float(trainer.step(batches).loss), steps)
-    trainer.store()
+    step = _median(lambda number: float(trainer.step(batches).batch.loss), steps)
     examples = next(iter(evaluation_batches(images[:16], config.model, 16)))
     with tempfile.TemporaryDirectory() as directory:
-        summaries = Summaries(Workdir(directory), trainer, examples)
+        model = InferenceModel(trainer.model, trainer.state.evaluation_values())
+        layers = trainer.regularizer.layers
+        summaries = Summaries(Workdir(directory), config, model, layers, examples, step=0, facts={})
         speed = Speed(images_per_second=1.0, waiting=0.0)
         # As many points in the heat map as in a run of 100,000 steps.
         for number in range(1000):

@@ -34,7 +34,7 @@ def measure_training(config: ExperimentConfig, steps: int) -> Measurement:
     def prepare() -> Callable[[], object]:
         trainer = Trainer(config, make_strategy(config.train.strategy), len(images))
         iterator = iter(trainer.distribute(training_batches(images, config)))
-        return lambda: float(trainer.step(iterator).loss)
+        return lambda: float(trainer.step(iterator).batch.loss)
 
     return measure(prepare, config.train.global_batch_size, steps)
 

@@ -15,7 +15,8 @@ from export.manifest import read_manifest, run_manifest
 from export.publish import publish
 from nvae_tf.command_line import define_checkpoint_flag, usage_errors, use_devices
 from nvae_tf.config import PRECISIONS
-from nvae_tf.runs.workdir import Workdir, load_model
+from nvae_tf.runs.load import load_model
+from nvae_tf.runs.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _CHECKPOINT = define_checkpoint_flag()

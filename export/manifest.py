@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import write_atomically
-from nvae_tf.runs.workdir import Workdir, checkpoint_step
+from nvae_tf.runs.checkpoint_files import checkpoint_step
+from nvae_tf.runs.workdir import Workdir
 
 EXTRA = "assets.extra"  # which loaders ignore, and servers keep beside the model
 _FILE = "nvae_manifest.json"

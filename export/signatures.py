@@ -18,8 +18,7 @@ from export.request_tensors import (
     read_examples,
     read_pictures,
 )
-from nvae_tf.model.layers.convolution import effective_kernels, given_kernels
-from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling import latents
 from nvae_tf.sampling.sampler import row_noise
 from nvae_tf.training.objective import bits_per_dimension
@@ -37,15 +36,14 @@ _EXAMPLES = tf.TensorSpec([None], tf.string, name="examples")
 _OF_NOISE, _OF_BINARISATION = 0, 1
 
 
-def make_signatures(model: NVAE) -> dict[str, Signature]:
+def make_signatures(model: AnyModel) -> dict[str, Signature]:
     """All signatures by name, as functions of named tensors that return dictionaries.
 
-    Their weights are those of the moment: the normalised kernels are computed once and kept as
-    variables of their own. Images whose channels no PNG can hold have no `image_bytes`, and none
-    of the signatures that ask for it.
+    Their weights are those of the moment, prepared once and kept in variables of their own. Where
+    no PNG can hold an image's channels, there is no `image_bytes`, and no signature asks for it.
 
     Args:
-      model: to serve.
+      model: The model to serve.
 
     | signature | inputs | outputs |
     |---|---|---|
@@ -60,8 +58,9 @@ def make_signatures(model: NVAE) -> dict[str, Signature]:
     Signatures without a seed binarise their pictures with seed 0, where the model is of binary
     images. With flows, the `kl` of `encode` is log q - log p at the means.
     """
-    signature = functools.partial(_signature, _kernel_variables(model))
-    names = _latent_names(model)
+    prepared = InferenceModel.of(model).in_variables()
+    signature = functools.partial(_signature, prepared)
+    names = _latent_names(prepared)
     latent_specs = [
         tf.TensorSpec([None, *shape], tf.float32, name=name)
         for name, shape in zip(names, model.config.latent_shapes)
@@ -70,8 +69,8 @@ def make_signatures(model: NVAE) -> dict[str, Signature]:
     @signature(_SEED, _TEMPERATURE)
     def sample(seed: tf.Tensor, temperature: tf.Tensor) -> Outputs:
         rows = allowed_temperature(temperature)[:, None]
-        logits = model.generate(tf.shape(seed)[0], rows, _noise(model, seed))
-        return _image_outputs(model, model.likelihood(logits).mean())
+        logits = prepared.generate(tf.shape(seed)[0], rows, _noise(prepared, seed))
+        return _image_outputs(prepared, prepared.likelihood(logits).mean())
 
     @signature(_EXAMPLES)
     def serving_default(examples: tf.Tensor) -> Outputs:
@@ -79,15 +78,15 @@ def make_signatures(model: NVAE) -> dict[str, Signature]:
 
     @signature(*latent_specs)
     def decode(*groups: tf.Tensor) -> Outputs:
-        return _image_outputs(model, latents.decode(model, groups))
+        return _image_outputs(prepared, latents.decode(prepared, groups))
 
     functions = {"sample": sample, "serving_default": serving_default, "decode": decode}
     if model.config.image_shape[-1] in PICTURE_CHANNELS:
-        functions |= _picture_signatures(model, signature)
+        functions |= _picture_signatures(prepared, signature)
     return functions
 
 
-def _picture_signatures(model: NVAE, signature: Callable) -> dict[str, Signature]:
+def _picture_signatures(model: InferenceModel, signature: Callable) -> dict[str, Signature]:
     """The signatures that take pictures."""
     config = model.config
 
@@ -140,35 +139,22 @@ def _picture_signatures(model: NVAE, signature: Callable) -> dict[str, Signature
 
 
 def _signature(
-    kernels: dict[int, tf.Variable], *specs: tf.TensorSpec
+    model: InferenceModel, *specs: tf.TensorSpec
 ) -> Callable[[Callable[..., Outputs]], Signature]:
-    """Makes a function with these inputs, in which the model uses these kernels."""
+    """Makes a function with these inputs, all of which answers with the same unpacked weights."""
 
     def decorate(function: Callable[..., Outputs]) -> Signature:
         @functools.wraps(function)
-        def with_kernels(*args: tf.Tensor) -> Outputs:
-            with given_kernels(kernels):
+        def in_scope(*args: tf.Tensor) -> Outputs:
+            with model.scope():
                 return function(*args)
 
-        return tf.function(with_kernels, input_signature=specs, autograph=False)
+        return tf.function(in_scope, input_signature=specs, autograph=False)
 
     return decorate
 
 
-def _kernel_variables(model: NVAE) -> dict[int, tf.Variable]:
-    """The normalised kernels, for `given_kernels`.
-
-    A server would normalise the weights again for every request; constants instead of variables
-    would not fit into the graph of a large model.
-    """
-    kernels = effective_kernels(model.convolutions())
-    return {
-        layer: tf.Variable(kernel, trainable=False, name="kernel")
-        for layer, kernel in kernels.items()
-    }
-
-
-def _latent_names(model: NVAE) -> list[str]:
+def _latent_names(model: InferenceModel) -> list[str]:
     """`z_00`, `z_01`, …, top-down."""
     return [f"z_{group:02}" for group in range(model.config.num_groups)]
 
@@ -178,11 +164,11 @@ def _row_seeds(seed: tf.Tensor, purpose: int) -> tf.Tensor:
     return tf.stack([seed, tf.fill(tf.shape(seed), tf.constant(purpose, tf.int64))], axis=1)
 
 
-def _noise(model: NVAE, seed: tf.Tensor) -> list[tf.Tensor]:
+def _noise(model: InferenceModel, seed: tf.Tensor) -> list[tf.Tensor]:
     return row_noise(model, _row_seeds(seed, _OF_NOISE))
 
 
-def _image_outputs(model: NVAE, images: tf.Tensor) -> Outputs:
+def _image_outputs(model: InferenceModel, images: tf.Tensor) -> Outputs:
     """`image` and, where a PNG can hold it, `image_bytes` of (B, H, W, C) in [0, 1].
 
     A value that is not a number, as of a temperature at which the network overflows, is black.

@@ -9,7 +9,7 @@ from nvae_tf.config import (
     TrainConfig,
 )
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.runs.workdir import load_model
+from nvae_tf.runs.load import load_model
 
 __all__ = [
     "NVAE",

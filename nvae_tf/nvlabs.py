@@ -1,6 +1,6 @@
-"""Import of checkpoints of the paper's own PyTorch release (SPEC section 10).
+"""Import of checkpoints of the paper's own PyTorch release (docs/importing.md).
 
-The file format is described there; this module was written from that description alone.
+This module was written from a description of the file format, not from the release's code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -71,7 +71,7 @@ _PART_VALUES = 2**23  # 32 MB
 
 
 class _Weight(NamedTuple):
-    """Where one array of a checkpoint goes."""
+    """The place of one array of a checkpoint."""
 
     key: str
     variable: keras.Variable
@@ -80,25 +80,25 @@ class _Weight(NamedTuple):
 
 
 def load_checkpoint(path: str | os.PathLike) -> NVAE:
-    """The model of a checkpoint of the paper's release, its weights in place.
+    """Loads the model of a checkpoint of the paper's release, its weights in place.
 
     Nothing in the file is executed: only tensors, plain containers and the argument namespace are
     read from it.
 
     Args:
-      path: a `.pt` file with `state_dict` and `args`.
+      path: A `.pt` file with `state_dict` and `args`.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ImportError: if PyTorch, which reads the file, is not installed.
-      ValueError: if the file is damaged, holds anything but data, or does not fit: then the message
+      FileNotFoundError: There is no such file.
+      ImportError: PyTorch, which reads the file, is not installed.
+      ValueError: The file is damaged, holds anything but data, or does not fit: then the message
         names the option, or the key with the expected and the received shape.
     """
     checkpoint = _read(path)
     model = NVAE(_model_config(vars(checkpoint["args"])))
     weights = list(_weights(model))
     _check_fit(weights, checkpoint["state_dict"], model.config)
-    unplaced = {id(variable) for variable in model.variables}
+    unplaced = {variable.path for variable in model.variables}
     for part in _parts(weights):
         # The file is mapped, and what was copied of it counts as memory until it is unmapped.
         del checkpoint
@@ -106,13 +106,13 @@ def load_checkpoint(path: str | os.PathLike) -> NVAE:
         for weight in part:
             array = checkpoint["state_dict"][weight.key].numpy()
             weight.variable.assign(weight.to_ours(array))
-            unplaced.remove(id(weight.variable))
+            unplaced.remove(weight.variable.path)
     assert not unplaced, f"{len(unplaced)} variables have no place in a checkpoint"
     return model
 
 
 def _parts(weights: list[_Weight]) -> Iterator[list[_Weight]]:
-    """The weights in parts of about `_PART_VALUES` values."""
+    """Splits the weights into parts of about `_PART_VALUES` values."""
     part: list[_Weight] = []
     values = 0
     for weight in weights:
@@ -154,7 +154,7 @@ def _read(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _model_config(args: dict[str, Any]) -> ModelConfig:
-    """The configuration that the release's argument namespace stands for."""
+    """Returns the configuration that the release's argument namespace stands for."""
     missing = [name for name in ("dataset", "num_x_bits", *_OPTIONS) if name not in args]
     if missing:
         raise ValueError(f"The checkpoint's arguments lack {', '.join(missing)}.")
@@ -191,11 +191,19 @@ def _check_fit(weights: list[_Weight], state: dict[str, Any], config: ModelConfi
             )
 
 
-def _weight(key, variable, permutation=None, extra_axes=0) -> _Weight:
-    """A weight whose axes are permuted, or that has single axes at its end, in the checkpoint.
+def _weight(
+    key: str,
+    variable: keras.Variable,
+    permutation: Sequence[int] | None = None,
+    extra_axes: int = 0,
+) -> _Weight:
+    """Describes a weight whose axes the checkpoint permutes, or extends by single ones.
 
     Args:
-      permutation: for every axis of ours, its place in the checkpoint.
+      key: Its name in the checkpoint.
+      variable: Its variable here.
+      permutation: The place in the checkpoint of every axis of ours; None: the same order.
+      extra_axes: The number of single axes at the end of its shape in the checkpoint.
     """
     ours = tuple(variable.shape)
     if permutation is None:
@@ -263,7 +271,7 @@ def _cell(prefix: str, cell: ResidualCell) -> Iterator[_Weight]:
         yield from _squeeze_excitation(f"{prefix}.se.se", cell.gate)
 
 
-def _tower(prefix: str, items: list) -> Iterator[_Weight]:
+def _tower(prefix: str, items: Sequence[keras.layers.Layer]) -> Iterator[_Weight]:
     for i, item in enumerate(items):
         if isinstance(item, ResidualCell):
             yield from _cell(f"{prefix}.{i}", item)
@@ -271,51 +279,38 @@ def _tower(prefix: str, items: list) -> Iterator[_Weight]:
             yield from _convolution(f"{prefix}.{i}.conv", item.convolution)
 
 
-def _encoder_items(model: NVAE) -> list:
-    """Cells and combiners in the order of the bottom-up pass; the last group has no combiner."""
-    if model.config.is_vanilla:
-        return []
-    cells, down_cells = iter(model.encoder_cells), iter(model.encoder_down_cells)
-    combiners = iter(model.encoder_combiners[::-1])
-    items: list = []
-    for scale, groups in enumerate(model.config.groups_per_scale):
-        if scale > 0:
-            items.append(next(down_cells))
-        for _ in range(groups):
-            items += [next(cells) for _ in range(model.config.num_cell_per_cond_enc)]
-            items += [combiner for combiner in [next(combiners, None)] if combiner]
-    return items
+def _encoder_items(model: NVAE) -> list[keras.layers.Layer]:
+    """Returns cells and combiners in the order of the bottom-up pass."""
+    items: list[keras.layers.Layer | None] = []
+    for group in reversed(model.groups):
+        items += [*group.encoder_cells, group.encoder_combiner, group.down_cell]
+    return [item for item in items if item]
 
 
-def _decoder_items(model: NVAE) -> list:
-    """Cells and combiners in the order of the top-down pass."""
-    if model.config.is_vanilla:
-        return []
-    cells, up_cells = iter(model.decoder_cells), iter(model.decoder_up_cells)
-    items: list = []
-    scales = model.config.group_scales
-    for group, scale in enumerate(scales):
-        if group > 0:
-            if scale != scales[group - 1]:
-                items.append(next(up_cells))
-            items += [next(cells) for _ in range(model.config.num_cell_per_cond_dec)]
-        items.append(model.decoder_combiners[group])
-    return items
+def _decoder_items(model: NVAE) -> list[keras.layers.Layer]:
+    """Returns cells and combiners in the order of the top-down pass."""
+    items: list[keras.layers.Layer | None] = []
+    for group in model.groups:
+        items += [*group.decoder_cells, group.decoder_combiner, group.up_cell]
+    return [item for item in items if item]
 
 
 def _weights(model: NVAE) -> Iterator[_Weight]:
-    """All variables of a model with their keys in a checkpoint."""
+    """Lists all variables of a model with their keys in a checkpoint."""
     yield from _convolution("stem", model.stem)
     yield from _tower("pre_process", model.preprocess_cells)
     yield from _tower("enc_tower", _encoder_items(model))
     yield from _convolution("enc0.1", model.encoder_head)
-    for group, head in enumerate(model.posterior_heads):
-        yield from _convolution(f"enc_sampler.{group}", head.convolution)
-    for group, head in enumerate(model.prior_heads):
-        yield from _convolution(f"dec_sampler.{group}.1", head.convolution)
-    for group, flow in enumerate(model.flows):
-        for i, cell in enumerate(flow.cells):
-            pair = group * flow.num_pairs + i // 2
+    for group in model.groups:
+        yield from _convolution(f"enc_sampler.{group.number}", group.posterior_head.convolution)
+    for group in model.groups:
+        if group.prior_head:  # group 0 has none, and is not counted
+            yield from _convolution(
+                f"dec_sampler.{group.number - 1}.1", group.prior_head.convolution
+            )
+    for group in model.groups:
+        for i, cell in enumerate(group.flow.cells if group.flow else ()):
+            pair = group.number * model.config.num_nf + i // 2
             prefix = f"nf_cells.{pair}.cell{i % 2 + 1}.conv"
             yield from _convolution(f"{prefix}.convz.0", cell.expand)
             yield from _convolution(f"{prefix}.convz.2", cell.spatial)

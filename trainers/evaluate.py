@@ -11,7 +11,8 @@ from nvae_tf.data import load_images
 from nvae_tf.evaluation import FeatureExtractor, InceptionFeatures, SavedModelFeatures
 from nvae_tf.evaluation.suite import Evaluation, Protocol
 from nvae_tf.files import check_directory_of, write_atomically
-from nvae_tf.runs.workdir import Workdir, load_model
+from nvae_tf.runs.load import load_model
+from nvae_tf.runs.workdir import Workdir
 from nvae_tf.sampling.sampler import OUTPUTS, group_temperatures
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)

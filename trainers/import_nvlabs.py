@@ -16,8 +16,8 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import new_directory
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.nvlabs import load_checkpoint
+from nvae_tf.runs.load import save_weights
 from nvae_tf.runs.workdir import Workdir
-from trainers.run.checkpoints import save_weights
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .pt file.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory to create.", required=True)

@@ -27,7 +27,8 @@ from nvae_tf.command_line import (
 from nvae_tf.config import ModelConfig
 from nvae_tf.data import load_images, preprocess
 from nvae_tf.files import write_atomically
-from nvae_tf.runs.workdir import Workdir, load_model
+from nvae_tf.runs.load import load_model
+from nvae_tf.runs.workdir import Workdir
 from nvae_tf.sampling.explorer import Explorer, check_indices
 from nvae_tf.sampling.images import ANIMATIONS, check_grid_output, encode_grid
 from nvae_tf.sampling.sampler import group_temperatures

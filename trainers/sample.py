@@ -8,7 +8,8 @@ from absl import app, flags
 from tqdm import tqdm
 
 from nvae_tf.command_line import define_checkpoint_flag, usage_errors, use_devices
-from nvae_tf.runs.workdir import Workdir, load_model
+from nvae_tf.runs.load import load_model
+from nvae_tf.runs.workdir import Workdir
 from nvae_tf.sampling.images import check_image_output, image_writer
 from nvae_tf.sampling.readjustment import PASSES, readjusted, stored_statistics
 from nvae_tf.sampling.sampler import OUTPUTS, Sampler, group_temperatures

@@ -1,4 +1,4 @@
-"""Which groups, channels and units a model uses, and what for."""
+"""How much of its latent groups, channels and units a model uses, and what for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.model.layers.convolution import effective_kernels, given_kernels
-from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling.latents import keep_first_groups
 
 ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over the images, above which it is in use
@@ -18,7 +17,7 @@ COLLAPSED_NATS = 0.1  # of KL, below which a whole group does not
 
 
 def collapsed_groups(kl_per_group: Sequence[float]) -> list[int]:
-    """Numbers of the groups whose posterior says next to nothing about an image.
+    """Returns the numbers of the groups whose posterior says next to nothing about an image.
 
     Args:
       kl_per_group: L values, nats per image, top-down.
@@ -52,7 +51,8 @@ class HierarchyEvaluator:
     """Measures a model group by group; traces it once, however often it is called.
 
     Args:
-      model: evaluated with its moving averages, and with the weights of the moment.
+      model: The model to measure, with its moving averages. An `NVAE` is prepared anew for each
+        evaluation, with its weights of that moment.
 
     #### References
 
@@ -61,41 +61,34 @@ class HierarchyEvaluator:
     that the image alone makes it vary.
     """
 
-    def __init__(self, model: NVAE):
-        self._model = model
-        self._bottom_up = tf.function(self._bottom_up_once, autograph=False, reduce_retracing=True)
-        self._infer = tf.function(self._infer_once, autograph=False, reduce_retracing=True)
-        self._keep = tf.function(self._keep_once, autograph=False, reduce_retracing=True)
-
-    def _bottom_up_once(self, kernels: dict[int, tf.Tensor], images: tf.Tensor) -> list[tf.Tensor]:
-        with given_kernels(kernels):
-            return self._model.bottom_up(images)
+    def __init__(self, model: AnyModel):
+        self._model = InferenceModel.of(model)
+        self._bottom_up = self._model.function(self._model.bottom_up, reduce_retracing=True)
+        self._infer = self._model.function(self._infer_once, reduce_retracing=True)
+        self._keep = self._model.function(self._keep_once, reduce_retracing=True)
 
     def _infer_once(
-        self, kernels: dict[int, tf.Tensor], features: list[tf.Tensor], seed: tf.Tensor
+        self, features: list[tf.Tensor], seed: tf.Tensor
     ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """KL by channel, L of [C_z], and the posterior means, L of [B, H_l, W_l, C_z]."""
+        """Returns KL by channel, L of [C_z], and posterior means, L of [B, H_l, W_l, C_z]."""
         batch = tf.shape(features[0])[0]
         zeros = [tf.zeros([batch, *shape]) for shape in self._model.config.latent_shapes]
         noise = self._model.draw_noise(batch, seed)
-        with given_kernels(kernels):
-            output = self._model.infer_from_features(features, noise)
-            means = self._model.infer_from_features(features, zeros).latents
+        output = self._model.infer_from_features(features, noise)
+        means = self._model.infer_from_features(features, zeros).latents
         return output.kl_per_channel, means
 
     def _keep_once(
         self,
-        kernels: dict[int, tf.Tensor],
         images: tf.Tensor,
         features: list[tf.Tensor],
         keep: tf.Tensor,
         seed: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """-log p(x|z) [B] and mean images when the first groups come from the posterior."""
+        """Returns -log p(x|z) [B] and mean images with the first groups from the posterior."""
         model, batch = self._model, tf.shape(images)[0]
         noise = model.draw_noise(batch, seed)
-        with given_kernels(kernels):
-            logits = keep_first_groups(model, features, tf.fill([batch], keep), noise, noise)
+        logits = keep_first_groups(model, features, tf.fill([batch], keep), noise, noise)
         likelihood = model.likelihood(logits)
         return -likelihood.log_prob(images), model.crop_padding(likelihood.mean())
 
@@ -108,15 +101,15 @@ class HierarchyEvaluator:
         """Runs L + 3 top-down passes over all batches.
 
         Args:
-          batches: of images (B, H, W, C), binarised or quantised as in training.
-          seed: of the draws.
-          after_batch: called after each batch with its size, for progress.
+          batches: Images (B, H, W, C), binarised or quantised as in training.
+          seed: A number from which the draws are made.
+          after_batch: A function that is called after each batch with its size, for progress.
 
         Raises:
-          ValueError: if there are no images.
+          ValueError: There are no images.
         """
         config = self._model.config
-        kernels = effective_kernels(self._model.convolutions())
+        self._model.update()
         groups = config.num_groups
         count = 0
         channels = np.zeros((groups, config.num_latent_per_group))
@@ -124,9 +117,9 @@ class HierarchyEvaluator:
         sums = [np.zeros(shape) for shape in config.latent_shapes]
         squares = [np.zeros(shape) for shape in config.latent_shapes]
         for number, images in enumerate(batches):
-            features = self._bottom_up(kernels, images)
+            features = self._bottom_up(images)
             own_seed = tf.constant([seed, number], tf.int64)
-            kl_per_channel, means = self._infer(kernels, features, own_seed)
+            kl_per_channel, means = self._infer(features, own_seed)
             count += len(images)
             channels += len(images) * np.stack(kl_per_channel)
             for group, mean in enumerate(means):
@@ -134,7 +127,7 @@ class HierarchyEvaluator:
                 sums[group] += values.sum(axis=0)
                 squares[group] += np.square(values).sum(axis=0)
             for keep in range(groups + 1):
-                values, _ = self._keep(kernels, images, features, tf.constant(keep), own_seed)
+                values, _ = self._keep(images, features, tf.constant(keep), own_seed)
                 distortion[keep] += np.sum(values, dtype=np.float64)
             if after_batch:
                 after_batch(len(images))
@@ -154,21 +147,21 @@ class HierarchyEvaluator:
         )
 
     def strips(self, images: tf.Tensor, seed: int = 0) -> np.ndarray:
-        """What the images become when only the first groups come from the posterior.
+        """Draws what the images become when only the first groups come from the posterior.
 
         Args:
           images: (B, H, W, C).
-          seed: of the draws.
+          seed: A number from which the draws are made.
 
         Returns:
           (L + 1, B, h, w, C) in [0, 1], without padding: the first 0, 1, ... L groups.
         """
-        kernels = effective_kernels(self._model.convolutions())
-        features = self._bottom_up(kernels, images)
+        self._model.update()
+        features = self._bottom_up(images)
         own_seed = tf.constant([seed, 0], tf.int64)
         return np.stack(
             [
-                self._keep(kernels, images, features, tf.constant(keep), own_seed)[1].numpy()
+                self._keep(images, features, tf.constant(keep), own_seed)[1].numpy()
                 for keep in range(self._model.config.num_groups + 1)
             ]
         )

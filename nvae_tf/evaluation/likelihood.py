@@ -1,4 +1,4 @@
-"""-ELBO and the importance-weighted bound (SPEC section 7)."""
+"""-ELBO and the importance-weighted bound (Burda et al., ICLR 2016; docs/evaluation.md)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.model.layers.convolution import effective_kernels, given_kernels
-from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.training.objective import bits_per_dimension
 
 
@@ -40,7 +39,7 @@ class LikelihoodResult:
 
 @dataclasses.dataclass(frozen=True)
 class ImageLikelihoods:
-    """Bounds for each of N images, in nats; the fields are means over K draws of z."""
+    """Bounds for each of N images, in nats; all but the last are means over K draws of z."""
 
     num_iw_samples: int  # K
     reconstruction: np.ndarray  # [N], -log p(x|z)
@@ -49,11 +48,11 @@ class ImageLikelihoods:
 
     @property
     def negative_elbo(self) -> np.ndarray:
-        """[N]."""
+        """-ELBO of each image, [N]."""
         return self.reconstruction + self.kl_per_group.sum(axis=1)
 
     def summary(self, config: ModelConfig) -> LikelihoodResult:
-        """Means over the images; the model's configuration says how many dimensions they have."""
+        """Returns means over the images; `config` says how many dimensions an image has."""
         elbo, bound, kl = self.negative_elbo, self.iw_bound, self.kl_per_group.sum(axis=1)
         return LikelihoodResult(
             num_images=len(elbo),
@@ -72,7 +71,7 @@ class ImageLikelihoods:
         )
 
     def to_csv(self) -> str:
-        """One line per image, in the order of the images, below a line of column names."""
+        """Returns a line of column names and, in their order, a line for each image."""
         groups = self.kl_per_group.shape[1]
         names = ["negative_elbo", "iw_bound", "reconstruction"]
         names += [f"kl_{group:02d}" for group in range(groups)]
@@ -86,33 +85,24 @@ class ImageLikelihoods:
 class LikelihoodEvaluator:
     """Bounds on the likelihood of images; traces the model once, however often it is called.
 
-    The bottom-up pass of an image does not depend on the draws of z, nor do the normalised weights:
-    all draws share them.
+    The bottom-up pass of an image does not depend on the draws of z, so all draws share it.
 
     Args:
-      model: evaluated with its moving averages, and with the weights of the moment.
+      model: The model to evaluate, with its moving averages. An `NVAE` is prepared anew for each
+        evaluation, with its weights of that moment.
     """
 
-    def __init__(self, model: NVAE):
-        self._model = model
-        self._bottom_up = tf.function(self._bottom_up_once, autograph=False, reduce_retracing=True)
-        self._draw = tf.function(self._draw_once, autograph=False, reduce_retracing=True)
-
-    def _bottom_up_once(self, kernels: dict[int, tf.Tensor], images: tf.Tensor) -> list[tf.Tensor]:
-        with given_kernels(kernels):
-            return self._model.bottom_up(images)
+    def __init__(self, model: AnyModel):
+        self._model = InferenceModel.of(model)
+        self._bottom_up = self._model.function(self._model.bottom_up, reduce_retracing=True)
+        self._draw = self._model.function(self._draw_once, reduce_retracing=True)
 
     def _draw_once(
-        self,
-        kernels: dict[int, tf.Tensor],
-        images: tf.Tensor,
-        features: list[tf.Tensor],
-        seed: tf.Tensor,
+        self, images: tf.Tensor, features: list[tf.Tensor], seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """-log p(x|z) [B], KL [B, L] and log p(z) / q(z|x) [B] of one draw of z per image."""
+        """Returns -log p(x|z) [B], KL [B, L] and log p(z) / q(z|x) [B] of one draw per image."""
         noise = self._model.draw_noise(tf.shape(images)[0], seed)
-        with given_kernels(kernels):
-            output = self._model.infer_from_features(features, noise)
+        output = self._model.infer_from_features(features, noise)
         reconstruction = -self._model.likelihood(output.logits).log_prob(images)
         return reconstruction, output.kl_per_group, output.log_p - output.log_q
 
@@ -123,7 +113,7 @@ class LikelihoodEvaluator:
         seed: int = 0,
         after_batch: Callable[[int], None] | None = None,
     ) -> LikelihoodResult:
-        """The means of `per_image`, which has the same arguments and errors."""
+        """Returns the means of `per_image`, which has the same arguments and errors."""
         images = self.per_image(batches, num_iw_samples, seed, after_batch)
         return images.summary(self._model.config)
 
@@ -134,26 +124,26 @@ class LikelihoodEvaluator:
         seed: int = 0,
         after_batch: Callable[[int], None] | None = None,
     ) -> ImageLikelihoods:
-        """Runs over all batches.
+        """Computes the bounds of all images, batch by batch.
 
         Args:
-          batches: of images (B, H, W, C), binarised or quantised as in training.
-          num_iw_samples: K, draws per image.
-          seed: of the draws.
-          after_batch: called after each batch with its size, for progress.
+          batches: Images (B, H, W, C), binarised or quantised as in training.
+          num_iw_samples: K, the number of draws per image.
+          seed: A number from which the draws are made.
+          after_batch: A function that is called after each batch with its size, for progress.
 
         Raises:
-          ValueError: if there are no images, or fewer than one sample is asked for.
+          ValueError: There are no images, or fewer than one draw is asked for.
         """
         if num_iw_samples < 1:
             raise ValueError(f"num_iw_samples must be at least 1, received {num_iw_samples}.")
-        kernels = effective_kernels(self._model.convolutions())
+        self._model.update()
         reconstructions, kls, bounds = [], [], []
         for number, images in enumerate(batches):
-            features = self._bottom_up(kernels, images)
+            features = self._bottom_up(images)
             first = number * num_iw_samples
             draws = [
-                self._draw(kernels, images, features, tf.constant([seed, first + k], tf.int64))
+                self._draw(images, features, tf.constant([seed, first + k], tf.int64))
                 for k in range(num_iw_samples)
             ]
             reconstruction, kl, log_ratio = (np.stack(v) for v in zip(*draws))  # [K, B, ...]

@@ -8,7 +8,9 @@ import pathlib
 import string
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.runs.workdir import Workdir, checkpoint_step, load_model
+from nvae_tf.runs.checkpoint_files import checkpoint_step
+from nvae_tf.runs.load import load_model
+from nvae_tf.runs.workdir import Workdir
 
 _TEMPLATE = pathlib.Path(__file__).with_name("model_card_template.md")
 _LIKELIHOODS = {

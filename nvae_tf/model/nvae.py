@@ -1,10 +1,10 @@
-"""NVAE: what is random in the paper's section 3, between the two towers (SPEC section 3)."""
+"""NVAE: what is random in the paper's section 3, between the two towers."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -12,12 +12,14 @@ from tensorflow_probability import distributions as tfd
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.model.distributions import ImageDistribution, ResidualNormal, image_distribution
-from nvae_tf.model.layers.convolution import data_dependent_initialization
+from nvae_tf.model.layers.context import functional_call
+from nvae_tf.model.layers.convolution import WeightNormConvolution
+from nvae_tf.model.stacks import Values
 from nvae_tf.model.towers import Towers
 
 
 class InferenceOutput(NamedTuple):
-    """What `NVAE.infer` computes for B images; L groups, top-down. All float32."""
+    """The result of `NVAE.infer` for B images; L groups, top-down. All float32."""
 
     logits: tf.Tensor  # [B, H, W, P], parameters of the likelihood
     kl_per_group: tf.Tensor  # [B, L], nats
@@ -37,7 +39,7 @@ class InferredGroup(NamedTuple):
 
 
 def _batch_size(x: tf.Tensor) -> int | tf.Tensor:
-    """A number where it is known: then no operation has to find it out."""
+    """Returns a number where it is known: then no operation has to find it out."""
     return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
 
 
@@ -49,7 +51,9 @@ class NVAE(Towers):
     included. Groups of latent variables are numbered top-down: group 0 has the lowest resolution.
 
     Args:
-      config: what to build.
+      config: What to build.
+      name: The model's name.
+      **kwargs: The arguments of `keras.Model`, such as `dtype`.
 
     Example:
     ```python
@@ -66,11 +70,27 @@ class NVAE(Towers):
     Vahdat and Kautz, *NVAE: A Deep Hierarchical Variational Autoencoder*, NeurIPS 2020.
     """
 
-    def __init__(self, config: ModelConfig, name: str = "nvae", **kwargs):
+    def __init__(self, config: ModelConfig, name: str = "nvae", **kwargs: Any):
         super().__init__(config, name, **kwargs)
 
+    @classmethod
+    def structure(cls, config: ModelConfig, **kwargs: Any) -> NVAE:
+        """Builds a model whose variables have paths, shapes and initial values, but no memory.
+
+        It computes only inside of a `functional_call` that gives it values. Outside of one, reading
+        a variable gives its initial value, computed anew each time.
+
+        Args:
+          config: What to build.
+          **kwargs: The arguments of `keras.Model`, such as `dtype`.
+        """
+        with keras.StatelessScope(initialize_variables=False):
+            model = cls(config, **kwargs)
+        model._has_own_values = False
+        return model
+
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Parameters of the likelihood of one reconstruction of each image."""
+        """Returns the likelihood's parameters (B, H, W, P) of one reconstruction of each image."""
         return self.infer(images, training=training).logits
 
     def infer(
@@ -83,11 +103,11 @@ class NVAE(Towers):
 
         Args:
           images: (B, H, W, C), in [0, 1].
-          noise: L standard-normal tensors (B, H_l, W_l, C_z), top-down; None: drawn afresh.
-          training: whether batch normalisation uses the batch's statistics.
+          noise: L standard-normal tensors (B, H_l, W_l, C_z), top-down; None draws them afresh.
+          training: Whether batch normalisation uses the batch's statistics.
 
         Raises:
-          ValueError: for images or noise of the wrong shape or number.
+          ValueError: Images or noise have the wrong shape or number.
         """
         images = tf.convert_to_tensor(images)
         return self.infer_from_features(
@@ -100,7 +120,7 @@ class NVAE(Towers):
         noise: Sequence[tf.Tensor] | None = None,
         training: bool = False,
     ) -> InferenceOutput:
-        """`infer`, from what `bottom_up` made of the images."""
+        """Does what `infer` does, with the features that `bottom_up` made of the images."""
         batch = _batch_size(features[0])
         noise = self._checked_noise(noise, batch)
         groups: list[InferredGroup] = []
@@ -126,17 +146,18 @@ class NVAE(Towers):
         top_down: tf.Tensor | None,
         noise: tf.Tensor,
     ) -> InferredGroup:
-        """A draw of one group from its posterior q(z_l | z_<l, x) (paper, section 3.3).
+        """Draws one group from its posterior q(z_l | z_<l, x) (paper, section 3.2).
 
         Args:
-          group: its number.
-          bottom_up: its features (B, H_l, W_l, C_l) from `bottom_up`.
-          top_down: its features (B, H_l, W_l, D_l) from `top_down`; None for group 0.
-          noise: standard normal (B, H_l, W_l, C_z); zeros for the mean.
+          group: The group's number.
+          bottom_up: Its features (B, H_l, W_l, C_l) from `bottom_up`.
+          top_down: Its features (B, H_l, W_l, D_l) from `top_down`; None for group 0.
+          noise: Standard normal (B, H_l, W_l, C_z); zeros give the mean.
         """
-        if top_down is not None:
-            bottom_up = self.encoder_combiners[group - 1]([bottom_up, top_down])
-        delta_loc, delta_log_scale = self.posterior_heads[group](bottom_up)
+        layers = self.groups[group]
+        if layers.encoder_combiner:
+            bottom_up = layers.encoder_combiner([bottom_up, top_down])
+        delta_loc, delta_log_scale = layers.posterior_head(bottom_up)
         loc, log_scale = self._prior_parameters(group, top_down, tf.shape(noise))
         prior = ResidualNormal(loc, log_scale)
         if self.config.res_dist:
@@ -145,9 +166,9 @@ class NVAE(Towers):
             posterior = ResidualNormal(delta_loc, delta_log_scale)
 
         before_flow = posterior.loc + posterior.scale * noise
-        latent = self.flows[group](before_flow) if self.config.num_nf else before_flow
+        latent = layers.flow(before_flow) if layers.flow else before_flow
         log_q, log_p = posterior.log_prob(before_flow), prior.log_prob(latent)
-        kl = log_q - log_p if self.config.num_nf else tfd.kl_divergence(posterior, prior)
+        kl = log_q - log_p if layers.flow else tfd.kl_divergence(posterior, prior)
         return InferredGroup(
             latent, kl, tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3])
         )
@@ -159,13 +180,13 @@ class NVAE(Towers):
         shape: tf.Tensor,
         temperature: float | Sequence[float] | tf.Tensor = 1.0,
     ) -> ResidualNormal:
-        """p(z_l | z_<l) of one group.
+        """Returns the prior p(z_l | z_<l) of one group.
 
         Args:
-          group: its number.
-          top_down: its features (B, H_l, W_l, D_l) from `top_down`; None for group 0.
-          shape: (B, H_l, W_l, C_z), of its latent variable.
-          temperature: multiplies the scale: a scalar, one per group (L,), or one per sample and
+          group: The group's number.
+          top_down: Its features (B, H_l, W_l, D_l) from `top_down`; None for group 0.
+          shape: The shape (B, H_l, W_l, C_z) of its latent variable.
+          temperature: A factor of the scale: a scalar, one per group (L,), or one per sample and
             group (B or 1, L or 1).
         """
         loc, log_scale = self._prior_parameters(group, top_down, shape)
@@ -175,10 +196,9 @@ class NVAE(Towers):
     def _prior_parameters(
         self, group: int, top_down: tf.Tensor | None, shape: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean and log-scale of p(z_l | z_<l) before the clamp; zeros for group 0."""
-        if group == 0:
-            return tf.zeros(shape), tf.zeros(shape)
-        return self.prior_heads[group - 1](top_down)
+        """Returns mean and log-scale of p(z_l | z_<l) before the clamp; zeros for group 0."""
+        head = self.groups[group].prior_head
+        return head(top_down) if head else (tf.zeros(shape), tf.zeros(shape))
 
     def generate(
         self,
@@ -191,16 +211,16 @@ class NVAE(Towers):
 
         Args:
           num_samples: B.
-          temperature: multiplies the prior's scales: a scalar, one per group (L,), or one per
+          temperature: A factor of the prior's scales: a scalar, one per group (L,), or one per
             sample and group (B or 1, L or 1).
-          noise: L standard-normal tensors (B, H_l, W_l, C_z), top-down; None: drawn afresh.
-          training: whether batch normalisation uses the batch's statistics.
+          noise: L standard-normal tensors (B, H_l, W_l, C_z), top-down; None draws them afresh.
+          training: Whether batch normalisation uses the batch's statistics.
 
         Returns:
           Parameters of the likelihood (B, H, W, P), float32.
 
         Raises:
-          ValueError: for noise or temperatures of the wrong shape or number.
+          ValueError: Noise or temperatures have the wrong shape or number.
         """
         temperature = tf.convert_to_tensor(temperature, tf.float32)
         num_groups = self.config.num_groups
@@ -220,7 +240,7 @@ class NVAE(Towers):
         return self.top_down(num_samples, draw, training=training)
 
     def likelihood(self, logits: tf.Tensor) -> ImageDistribution:
-        """p(x | z): a distribution over images (B, H, W, C) in [0, 1].
+        """Returns p(x | z), a distribution over images (B, H, W, C) in [0, 1].
 
         Its `log_prob` leaves the padding out; `sample` and `mean` have the padded size, which
         `crop_padding` takes off.
@@ -228,7 +248,7 @@ class NVAE(Towers):
         return image_distribution(self.config, logits)
 
     def crop_padding(self, images: tf.Tensor) -> tf.Tensor:
-        """(B, H, W, C) without the padding that `config.image_shape` includes."""
+        """Cuts the padding that `config.image_shape` includes off images (B, H, W, C)."""
         height, width, _ = self.config.image_shape
         border = self.config.padding
         return images[:, border : height - border, border : width - border]
@@ -236,11 +256,11 @@ class NVAE(Towers):
     def draw_noise(
         self, num_samples: int | tf.Tensor, seed: Sequence[int] | tf.Tensor
     ) -> list[tf.Tensor]:
-        """L standard-normal tensors (B, H_l, W_l, C_z), the same ones for the same seed.
+        """Draws L standard-normal tensors (B, H_l, W_l, C_z), the same ones for the same seed.
 
         Args:
           num_samples: B.
-          seed: two integers, as for `tf.random.stateless_normal`.
+          seed: Two integers, as for `tf.random.stateless_normal`.
         """
         seed = tf.cast(seed, tf.int64)
         return [
@@ -268,22 +288,45 @@ class NVAE(Towers):
         return noise
 
     def initialize_from_batch(self, images: tf.Tensor, seed: Sequence[int] = (0, 0)) -> None:
-        """Data-dependent initialisation of the convolutions that have one (`res_elu` cells).
+        """Sets scale and bias of the convolutions of `res_elu` cells from the first batch.
 
         Args:
-          images: the first batch (B, H, W, C); runs eagerly.
-          seed: of the posterior's noise.
+          images: The first batch (B, H, W, C). The method runs eagerly.
+          seed: Two integers for the posterior's noise.
         """
-        if not any(getattr(layer, "data_init", False) for layer in self.convolutions()):
-            return
-        with data_dependent_initialization():
+        values = self.data_dependent_values(images, seed)
+        for variable in self.trainable_variables:
+            if variable.path in values:
+                variable.assign(values[variable.path])
+
+    def data_dependent_values(
+        self, images: tf.Tensor, seed: Sequence[int], values: Values | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Computes what `initialize_from_batch` assigns, by the path of the variable.
+
+        Args:
+          images: The first batch (B, H, W, C).
+          seed: Two integers for the posterior's noise.
+          values: The values of all variables by path; None: their own.
+        """
+        chosen = [
+            variable
+            for layer in self.convolutions()
+            if isinstance(layer, WeightNormConvolution) and layer.data_init
+            for variable in (layer.log_scale, layer.bias)
+        ]
+        if not chosen:
+            return {}
+        own = {variable.path: tf.convert_to_tensor(variable) for variable in self.variables}
+        with functional_call(self, values or own, initialize=True):
             self.infer(images, self.draw_noise(len(images), seed), training=True)
+            return {variable.path: tf.convert_to_tensor(variable) for variable in chosen}
 
     def get_config(self) -> dict:
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects=None) -> NVAE:
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> NVAE:
         del custom_objects
         config = dict(config)
         return cls(ModelConfig(**config.pop("config")), **config)

@@ -1,84 +1,118 @@
-"""Many small variables as few large ones.
+"""Values of many variables by path, those of one shape side by side in one tensor.
 
-A deep NVAE has thousands of variables in a few dozen shapes. What a training step does to each of
-them (read, reduce over replicas, clip, update, average) it does here once per shape.
+A deep NVAE has thousands of variables in a few dozen shapes. What is done to each of them (read,
+normalise, reduce over replicas, clip, update, average) is done here once per shape: graphs are
+smaller, and steps shorter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-# Gives several variables of one shape as one tensor, stacked along a new first axis.
-StackFunction = Callable[[Sequence[keras.Variable]], tf.Tensor]
+Values: TypeAlias = Mapping[str, tf.Tensor]  # by the path of the variable that each belongs to
+
+# Gives the values of several variables of one shape as one tensor, stacked along a new first axis.
+StackFunction: TypeAlias = Callable[[Sequence[keras.Variable]], tf.Tensor]
 
 
 def stack_variables(variables: Sequence[keras.Variable]) -> tf.Tensor:
-    """The variables' values (n, ...), read and copied one by one."""
+    """Reads the variables one by one and copies them into one tensor (n, ...)."""
     return tf.stack([tf.convert_to_tensor(variable) for variable in variables])
 
 
-class VariableStacks(tf.Module):
-    """Copies of a model's variables, those of one shape in one variable (n, ...).
+def stack_values(values: Values) -> StackFunction:
+    """Returns a function that copies the values of given variables into one tensor (n, ...)."""
+    return lambda variables: tf.stack([values[variable.path] for variable in variables])
 
-    While a model trains, the stacks hold the truth; `store` brings it back to the model.
-    Inside `keras.StatelessScope(stacks.state_mapping(values))` a model computes with the stacks'
-    values instead of its variables' own.
+
+class StackLayout:
+    """The order in which variables lie in stacks.
 
     Args:
-      variables: of the model; their values are copied.
-      groups: variables that must share a stack, in that order; the others are grouped by shape.
-      name: of the module.
+      variables: Those to lay out.
+      together: Variables that must share a stack, in that order. The layout groups all others by
+        their shape.
+
+    Attributes:
+      groups: The paths of the variables of each stack, in their order.
+      shapes: The shape (n, ...) of each stack.
     """
 
     def __init__(
         self,
         variables: Sequence[keras.Variable],
-        groups: Iterable[Sequence[keras.Variable]] = (),
-        name: str = "stacks",
+        together: Iterable[Sequence[keras.Variable]] = (),
     ):
-        super().__init__(name=name)
-        self._groups = [tuple(group) for group in groups]
-        grouped = {id(variable) for group in self._groups for variable in group}
-        by_shape: dict[tuple, list[keras.Variable]] = {}
+        groups = [list(group) for group in together]
+        grouped = {variable.path for group in groups for variable in group}
+        by_shape: dict[tuple[int, ...], list[keras.Variable]] = {}
         for variable in variables:
-            if id(variable) not in grouped:
+            if variable.path not in grouped:
                 by_shape.setdefault(tuple(variable.shape), []).append(variable)
-        self._groups += [tuple(group) for group in by_shape.values()]
-        self.variables_by_stack = [
-            tf.Variable(stack_variables(group), trainable=False, name="stack")
-            for group in self._groups
-        ]
+        groups += by_shape.values()
+        self.groups = [tuple(variable.path for variable in group) for group in groups]
+        self.shapes = [(len(group), *group[0].shape) for group in groups]
+
+    def join(self, values: Mapping[str, tf.Tensor | np.ndarray]) -> list[tf.Tensor]:
+        """Copies values by path into stacks (n, ...)."""
+        return [tf.stack([values[path] for path in paths]) for paths in self.groups]
+
+    def split(self, stacks: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns the parts of stacks (n, ...) by path; aligned ones share the stacks' memory."""
+        return {
+            path: value
+            for paths, stack in zip(self.groups, stacks)
+            for path, value in zip(paths, tf.unstack(stack, num=len(paths)))
+        }
+
+    def lookup(self, stacks: Sequence[tf.Tensor]) -> StackFunction:
+        """Returns a function that finds the stack of a whole group instead of copying it."""
+        by_group = dict(zip(self.groups, stacks))
+        return lambda variables: by_group[tuple(variable.path for variable in variables)]
+
+
+class StackedVariables(tf.Module):
+    """Variables that hold stacks; create them under a strategy's scope.
+
+    Args:
+      layout: Which value lies where.
+      initial: One tensor (n, ...) for each stack.
+      name: The module's name.
+
+    Attributes:
+      layout: The argument of that name.
+      stacks: The variables, one for each stack.
+    """
+
+    def __init__(self, layout: StackLayout, initial: Sequence[tf.Tensor], name: str):
+        super().__init__(name=name)
+        self.layout = layout
+        self.stacks = [tf.Variable(value, trainable=False, name=name) for value in initial]
+
+    @classmethod
+    def zeros(cls, layout: StackLayout, name: str) -> StackedVariables:
+        """Creates stacks of zeros."""
+        return cls(layout, [tf.zeros(shape) for shape in layout.shapes], name)
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all values."""
+        return [path for group in self.layout.groups for path in group]
 
     def values(self) -> list[tf.Tensor]:
-        """One tensor (n, ...) per stack."""
-        return [tf.convert_to_tensor(stack) for stack in self.variables_by_stack]
+        """Reads one tensor (n, ...) for each stack."""
+        return [tf.convert_to_tensor(stack) for stack in self.stacks]
 
-    def state_mapping(self, values: Sequence[tf.Tensor]) -> list[tuple[keras.Variable, tf.Tensor]]:
-        """Each variable with its part of the stacks' values."""
-        return [
-            pair
-            for group, value in zip(self._groups, values)
-            for pair in zip(group, tf.unstack(value))
-        ]
+    def by_path(self) -> dict[str, tf.Tensor]:
+        """Reads the values by the path of the variable that each belongs to."""
+        return self.layout.split(self.values())
 
-    def lookup(self, values: Sequence[tf.Tensor]) -> StackFunction:
-        """A function that finds the stack of a group among the values, instead of copying."""
-        by_group = {tuple(map(id, group)): value for group, value in zip(self._groups, values)}
-        return lambda variables: by_group[tuple(map(id, variables))]
-
-    def restack(self, value_of: Callable[[keras.Variable], tf.Tensor]) -> list[tf.Tensor]:
-        """Stacks (n, ...) of what a function makes of every variable."""
-        return [tf.stack([value_of(v) for v in group]) for group in self._groups]
-
-    def load(self) -> None:
-        """Copies from the model's variables."""
-        for stack, group in zip(self.variables_by_stack, self._groups):
-            stack.assign(stack_variables(group))
-
-    def store(self) -> None:
-        """Copies into the model's variables."""
-        for variable, value in self.state_mapping(self.values()):
-            variable.assign(value)
+    def assign(self, stacks: Sequence[tf.Tensor]) -> None:
+        """Replaces all values by those of stacks (n, ...)."""
+        for variable, stack in zip(self.stacks, stacks):
+            variable.assign(stack)

@@ -6,14 +6,9 @@ import json
 import os
 from typing import Any
 
-import tensorflow as tf
-
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import write_atomically
-from nvae_tf.model.nvae import NVAE
-from nvae_tf.model.stacks import VariableStacks
-from nvae_tf.training.regularization import Regularizer
-from nvae_tf.training.weight_average import WeightAverage
+from nvae_tf.runs.checkpoint_files import checkpoint_step, newest_checkpoint
 
 CHECKPOINTS = ("latest", "best")
 _CONFIG = "config.json"
@@ -113,7 +108,7 @@ class Workdir:
         if which not in CHECKPOINTS:
             raise ValueError(f"checkpoint must be latest or best, received {which!r}.")
         directory = self.checkpoints if which == "latest" else self.best_checkpoints
-        return tf.train.latest_checkpoint(directory)
+        return newest_checkpoint(directory)
 
     def latest_checkpoint(self) -> str | None:
         """`checkpoint("latest")`."""
@@ -145,57 +140,3 @@ class Workdir:
             return None
         with open(self.evaluation, encoding="utf-8") as file:
             return json.load(file).get("step")
-
-
-def checkpoint_step(path: str | None) -> int:
-    """The step after which a checkpoint was saved, by its path; 0 for None."""
-    return int(path.rpartition("-")[2]) if path else 0
-
-
-def named_variables(model: NVAE) -> dict[str, tf.Variable]:
-    """All variables of a model by path: how checkpoints hold them.
-
-    Keras layers in lists are invisible to `tf.train.Checkpoint`, hence not the model itself.
-    """
-    return {variable.path: variable for variable in model.variables}
-
-
-def checkpoint_holds(path: str, part: str) -> bool:
-    """Whether a checkpoint has variables of that part, such as `"optimizer"`."""
-    return any(name.startswith(f"{part}/") for name, _ in tf.train.list_variables(path))
-
-
-def load_model(workdir: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
-    """The model of a run, in float32, with the weights of a checkpoint.
-
-    They are the moving average of the weights, if the run keeps one.
-
-    Args:
-      workdir: of the run.
-      checkpoint: `"latest"`, or `"best"` for the one with the lowest validation -ELBO.
-
-    Raises:
-      FileNotFoundError: if no run was started there, or it has no such checkpoint yet.
-      ValueError: if configuration or checkpoint do not fit this version, or for another word.
-    """
-    directory = Workdir(workdir)
-    config = directory.read_config()
-    path = directory.checkpoint(checkpoint)
-    if path is None:
-        raise FileNotFoundError(
-            f"The run in {directory.path!r} has no {checkpoint} checkpoint yet."
-        )
-    model = NVAE(config.model)
-    parts: dict[str, Any] = {"model": named_variables(model)}
-    average = None
-    if config.optimizer.ema_decay and checkpoint_holds(path, "average"):
-        stacks = VariableStacks(model.trainable_variables, Regularizer(model).variable_groups())
-        average = parts["average"] = WeightAverage(stacks, config.optimizer.ema_decay)
-    status = tf.train.Checkpoint(**parts).restore(path)
-    try:
-        status.assert_existing_objects_matched().expect_partial()
-    except AssertionError as error:
-        raise ValueError(f"The checkpoint {path!r} does not hold this model: {error}") from error
-    if average:
-        average.store()
-    return model

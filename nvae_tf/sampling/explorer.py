@@ -1,15 +1,16 @@
-"""Grids of pictures that show what the latent groups of a model hold."""
+"""Draws grids of images that show what the latent groups of a model hold."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling import latents
 from nvae_tf.sampling.images import to_uint8
 from nvae_tf.sampling.sampler import group_temperatures, row_noise
@@ -18,96 +19,93 @@ Latents = list[tf.Tensor]  # L of [1, H_l, W_l, C_z], top-down: those of one ima
 
 
 class Explorer:
-    """Pictures of what the functions of `nvae_tf.sampling.latents` do, uint8 and without padding.
+    """Draws what the functions of `nvae_tf.sampling.latents` do, as uint8 without padding.
 
-    It computes a few images at a time, and traces the model once for each kind of picture.
-    Images that go in are (N, H, W, C) in [0, 1], with padding. A seed stands for image 0 of
-    `sampling.Sampler`.
+    It computes a few images at a time, and traces the model once for each method. Images that go
+    in are (N, H, W, C) in [0, 1], with padding. A seed stands for image 0 of `Sampler`.
 
     Args:
-      model: to look into.
-      batch_size: images at a time.
-      after_batch: called with the number of pictures made, for progress.
+      model: The model to look into. An `NVAE` is prepared with its weights of the moment.
+      batch_size: The number of images at a time.
+      after_batch: A function that is called with the number of images drawn, for progress.
     """
 
     def __init__(
         self,
-        model: NVAE,
+        model: AnyModel,
         batch_size: int = 16,
         after_batch: Callable[[int], object] | None = None,
     ):
-        self._model = model
+        self._model = model = InferenceModel.of(model)
         self._batch_size = batch_size
         self._after_batch = after_batch
 
-        def encode(images):
+        def encode(images: Any) -> Any:
             return latents.encode(model, images)
 
-        def draw(seeds, temperature):
+        def draw(seeds: Any, temperature: Any) -> Any:
             return latents.draw_latents(model, row_noise(model, seeds), temperature)
 
-        def reconstruct(images):
+        def reconstruct(images: Any) -> Any:
             return latents.reconstruct(model, images)
 
-        def between_images(weight, start, end, groups):
+        def between_images(weight: Any, start: Any, end: Any, groups: Any) -> Any:
             return latents.decode(model, latents.interpolate(start, end, weight, groups))
 
-        def between_seeds(weight, start, end, temperature, groups):
+        def between_seeds(weight: Any, start: Any, end: Any, temperature: Any, groups: Any) -> Any:
             start, end = row_noise(model, start), row_noise(model, end)
             noise = latents.interpolate_noise(start, end, weight, groups)
             logits = model.generate(tf.shape(weight)[0], temperature, noise)
             return model.likelihood(logits).mean()
 
-        def traverse(group, channel, deviations, base):
+        def traverse(group: Any, channel: Any, deviations: Any, base: Any) -> Any:
             return latents.traverse(model, base, group, channel, deviations)
 
-        def vary(images, keep_groups, seeds, temperature):
+        def vary(images: Any, keep_groups: Any, seeds: Any, temperature: Any) -> Any:
             return latents.vary(model, images, keep_groups, row_noise(model, seeds), temperature)
 
-        def traced(function):
-            return tf.function(function, autograph=False)
-
-        self._encode, self._draw = traced(encode), traced(draw)
-        self._reconstruct = traced(reconstruct)
-        self._between_images, self._between_seeds = traced(between_images), traced(between_seeds)
-        self._traverse, self._vary = traced(traverse), traced(vary)
+        self._encode, self._draw = model.function(encode), model.function(draw)
+        self._reconstruct = model.function(reconstruct)
+        self._between_images = model.function(between_images)
+        self._between_seeds = model.function(between_seeds)
+        self._traverse, self._vary = model.function(traverse), model.function(vary)
 
     def encode(self, images: tf.Tensor) -> list[Latents]:
-        """The posterior means of each of N images."""
+        """Returns the posterior means of each of N images."""
         return [self._encode(image[None]) for image in tf.convert_to_tensor(images)]
 
     def draw(self, seeds: Sequence[int], temperature: ArrayLike = 1.0) -> list[Latents]:
-        """The latent variables of each of N samples."""
+        """Returns the latent variables of each of N samples."""
         temperatures = group_temperatures(self._model.config, temperature)
         return [self._draw(_row_seeds([seed]), temperatures) for seed in seeds]
 
     def reconstruct(self, images: tf.Tensor) -> np.ndarray:
-        """Reconstructions (N, h, w, C) at the posterior means."""
-        return self._pictures(self._reconstruct, [tf.convert_to_tensor(images)])
+        """Draws reconstructions (N, h, w, C) at the posterior means."""
+        return self._images(self._reconstruct, [tf.convert_to_tensor(images)])
 
     def interpolate_images(
         self, images: tf.Tensor, steps: int, groups: Sequence[int] | None = None
     ) -> np.ndarray:
-        """From each image to the next, by `latents.interpolate`.
+        """Draws the way from each image to the next, by `latents.interpolate`.
 
         Args:
-          images: at least two.
-          steps: columns, with both ends.
-          groups: the ones that move; None: all.
+          images: (N, H, W, C), at least two.
+          steps: The number of images from one to the next, both included.
+          groups: The groups that move; None moves all.
 
         Returns:
           (N - 1, steps, h, w, C).
 
         Raises:
-          ValueError: for fewer than two images or steps, or a group that does not exist.
+          ValueError: There are fewer than two images or steps, or a group does not exist.
         """
-        _check_path(len(images), steps)
+        _check_ends_and_steps(len(images), steps)
         bases = self.encode(images)
         weights = [tf.linspace(0.0, 1.0, steps)]
         moving = _tuple_or_none(groups)
         return np.stack(
             [
-                self._pictures(self._between_images, weights, start, end, moving)
+                self._images(self._between_images, weights, start, end, moving)
                 for start, end in itertools.pairwise(bases)
             ]
         )
@@ -119,29 +117,29 @@ class Explorer:
         temperature: ArrayLike = 1.0,
         groups: Sequence[int] | None = None,
     ) -> np.ndarray:
-        """From each sample to the next, by `latents.interpolate_noise`.
+        """Draws the way from each sample to the next, by `latents.interpolate_noise`.
 
         Args:
-          seeds: at least two.
-          steps: columns, with both ends.
-          temperature: as for `sampling.group_temperatures`.
-          groups: the ones whose noise moves; None: all.
+          seeds: At least two.
+          steps: The number of images from one to the next, both included.
+          temperature: One number, one per scale or one per group; see `group_temperatures`.
+          groups: The groups whose noise moves; None moves all.
 
         Returns:
           (N - 1, steps, h, w, C).
 
         Raises:
-          ValueError: for fewer than two seeds or steps, temperatures that do not fit, or a group
-            that does not exist.
+          ValueError: There are fewer than two seeds or steps, the temperatures do not fit, or a
+            group does not exist.
         """
-        _check_path(len(seeds), steps)
+        _check_ends_and_steps(len(seeds), steps)
         temperatures = group_temperatures(self._model.config, temperature)
         weights = [tf.linspace(0.0, 1.0, steps)]
         moving = _tuple_or_none(groups)
         ends = [_row_seeds([seed]) for seed in seeds]
         return np.stack(
             [
-                self._pictures(self._between_seeds, weights, start, end, temperatures, moving)
+                self._images(self._between_seeds, weights, start, end, temperatures, moving)
                 for start, end in itertools.pairwise(ends)
             ]
         )
@@ -153,19 +151,19 @@ class Explorer:
         channels: Sequence[int],
         deviations: Sequence[float] | np.ndarray,
     ) -> np.ndarray:
-        """`latents.traverse` of each channel, one after the other, of each of N images or samples.
+        """Draws `latents.traverse` of each channel, for each of N images or samples.
 
         Args:
-          bases: of `encode` or `draw`.
-          group: whose channels they are.
-          channels: a row for each.
-          deviations: a column for each, in standard deviations of the prior.
+          bases: What `encode` or `draw` returned.
+          group: The number of the group whose channels they are.
+          channels: The channel of each row.
+          deviations: The value of each column, in standard deviations of the prior.
 
         Returns:
           (N · channels, deviations, h, w, C).
 
         Raises:
-          ValueError: for a group or a channel that does not exist.
+          ValueError: The group or a channel does not exist.
         """
         config = self._model.config
         check_indices("group", [group], config.num_groups)
@@ -173,7 +171,7 @@ class Explorer:
         values = tf.constant(deviations, tf.float32)
         return np.stack(
             [
-                self._pictures(
+                self._images(
                     self._traverse,
                     [tf.fill([len(values)], group), tf.fill([len(values)], channel), values],
                     base,
@@ -190,26 +188,26 @@ class Explorer:
         seeds: Sequence[int],
         temperature: ArrayLike = 1.0,
     ) -> np.ndarray:
-        """`latents.vary` of each of N images, for each number of groups to keep.
+        """Draws `latents.vary` of each of N images, for each number of groups to keep.
 
         Args:
-          images: N.
-          keep_groups: a row for each.
-          seeds: a column for each; all rows have the same noise.
-          temperature: as for `sampling.group_temperatures`.
+          images: (N, H, W, C).
+          keep_groups: The number of groups that each row keeps.
+          seeds: The seed of each column; all rows have the same noise.
+          temperature: One number, one per scale or one per group; see `group_temperatures`.
 
         Returns:
           (N · keep_groups, seeds, h, w, C).
 
         Raises:
-          ValueError: for more groups than there are, or temperatures that do not fit.
+          ValueError: There are fewer groups than are to be kept, or the temperatures do not fit.
         """
         check_indices("keep_groups", keep_groups, self._model.config.num_groups + 1)
         temperatures = group_temperatures(self._model.config, temperature)
         count = len(seeds)
         return np.stack(
             [
-                self._pictures(
+                self._images(
                     self._vary,
                     [
                         tf.repeat(image[None], count, axis=0),
@@ -223,8 +221,10 @@ class Explorer:
             ]
         )
 
-    def _pictures(self, function: Callable, rows: Sequence[tf.Tensor], *others) -> np.ndarray:
-        """Pictures of `function(*rows, *others)`, of a few of the rows at a time."""
+    def _images(
+        self, function: Callable[..., Any], rows: Sequence[tf.Tensor], *others: Any
+    ) -> np.ndarray:
+        """Returns images that `function(*rows, *others)` draws, a few of the rows at a time."""
         count = len(rows[0])
         size = min(self._batch_size, count)
         pictures = []
@@ -239,7 +239,7 @@ class Explorer:
 
 
 def _row_seeds(seeds: Sequence[int]) -> tf.Tensor:
-    """Seeds (N, 2) of image 0 of each."""
+    """Returns the seeds (N, 2) of image 0 of each seed."""
     return tf.constant([[seed, 0] for seed in seeds], tf.int64)
 
 
@@ -247,7 +247,7 @@ def _tuple_or_none(groups: Sequence[int] | None) -> tuple[int, ...] | None:
     return None if groups is None else tuple(groups)
 
 
-def _check_path(ends: int, steps: int) -> None:
+def _check_ends_and_steps(ends: int, steps: int) -> None:
     if ends < 2 or steps < 2:
         raise ValueError(
             f"An interpolation needs two ends and two steps or more, received {ends} and {steps}."

@@ -1,4 +1,4 @@
-"""What the latent groups hold: encoding, decoding, interpolation, traversal, variation.
+"""Encodes, decodes, interpolates, traverses and varies what the latent groups hold.
 
 All are functions of tensors with the batch first, whose rows do not depend on each other, for use
 in graphs; the batch dimension may be unknown. Images are (B, H, W, C) in [0, 1] as the model sees
@@ -11,32 +11,32 @@ from collections.abc import Collection, Sequence
 
 import tensorflow as tf
 
-from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.inference import AnyModel
 
 _PARALLEL = 1e-4  # sine of the angle below which two vectors count as parallel
 
 
 def encode(
-    model: NVAE, images: tf.Tensor, noise: Sequence[tf.Tensor] | None = None
+    model: AnyModel, images: tf.Tensor, noise: Sequence[tf.Tensor] | None = None
 ) -> list[tf.Tensor]:
-    """The latent variables of images: means of the posteriors, or draws from them.
+    """Returns the latent variables of images: means of the posteriors, or draws from them.
 
     Group l's mean is that of q(z_l | z_<l, x) at the means of the groups before it. With flows it
     is what the flow makes of the mean of its base distribution.
 
     Args:
-      model: to encode with.
+      model: The model to encode with.
       images: (B, H, W, C).
-      noise: L standard-normal tensors (B, H_l, W_l, C_z) for a draw; None: the means.
+      noise: L standard-normal tensors (B, H_l, W_l, C_z) for a draw; None gives the means.
     """
     return model.infer(images, _zeros(model, images) if noise is None else noise).latents
 
 
-def decode(model: NVAE, latents: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The likelihood's mean (B, H, W, C) at these latent variables.
+def decode(model: AnyModel, latents: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns the likelihood's mean (B, H, W, C) at these latent variables.
 
     Raises:
-      ValueError: for latent variables of the wrong shape or number.
+      ValueError: The latent variables have the wrong shape or number.
     """
     shapes = [tuple(latent.shape[1:]) for latent in latents]
     if shapes != list(model.config.latent_shapes):
@@ -50,22 +50,22 @@ def decode(model: NVAE, latents: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def reconstruct(
-    model: NVAE, images: tf.Tensor, noise: Sequence[tf.Tensor] | None = None
+    model: AnyModel, images: tf.Tensor, noise: Sequence[tf.Tensor] | None = None
 ) -> tf.Tensor:
-    """`decode(encode(images))` in one pass: (B, H, W, C)."""
+    """Computes `decode(encode(images))` (B, H, W, C) in one pass."""
     output = model.infer(images, _zeros(model, images) if noise is None else noise)
     return model.likelihood(output.logits).mean()
 
 
 def draw_latents(
-    model: NVAE, noise: Sequence[tf.Tensor], temperature: float | tf.Tensor = 1.0
+    model: AnyModel, noise: Sequence[tf.Tensor], temperature: float | tf.Tensor = 1.0
 ) -> list[tf.Tensor]:
-    """The latent variables that `model.generate` draws from the prior.
+    """Returns the latent variables that `model.generate` draws from the prior.
 
     Args:
-      model: whose prior it is.
+      model: The model whose prior it is.
       noise: L standard-normal tensors (B, H_l, W_l, C_z).
-      temperature: multiplies the prior's scales: a scalar, (L,), or (B or 1, L or 1).
+      temperature: A factor of the prior's scales: a scalar, (L,), or (B or 1, L or 1).
     """
     latents = []
 
@@ -84,20 +84,21 @@ def interpolate(
     weight: tf.Tensor,
     groups: Collection[int] | None = None,
 ) -> list[tf.Tensor]:
-    """Latent variables on the straight line from start to end.
+    """Returns latent variables on the straight line from start to end.
 
-    Meant for two images. The line leads through the latent variables themselves, so its ends decode
-    to the two reconstructions exactly. Posterior means are no draws of the prior: they are much
-    shorter, and where two of them are nearly opposite a great circle would lengthen what lies
-    between them beyond anything that the decoder knows. The alternative, a line in the noise that
-    the prior would have turned into them, gave less likely images half way (303 against 292 nats on
-    the quickstart model), for the same noise means another latent variable below other groups.
+    This is meant for two images. The line leads through the latent variables themselves, so its
+    ends decode to the two reconstructions exactly. Posterior means are no draws of the prior: they
+    are much shorter, and where two of them are nearly opposite a great circle would lengthen what
+    lies between them beyond anything that the decoder knows. The alternative, a line in the noise
+    that the prior would have turned into them, gave less likely images half way (303 against 292
+    nats on the quickstart model), for the same noise means another latent variable below other
+    groups.
 
     Args:
       start: L tensors (B or 1, H_l, W_l, C_z).
-      end: like start.
+      end: L tensors of the same shapes.
       weight: (B,), 0 at the start, 1 at the end.
-      groups: the ones that move, the others stay at the start; None: all.
+      groups: The groups that move; the others stay at the start. None moves all.
     """
     return [
         (1 - _column(w)) * a + _column(w) * b
@@ -111,16 +112,17 @@ def interpolate_noise(
     weight: tf.Tensor,
     groups: Collection[int] | None = None,
 ) -> list[tf.Tensor]:
-    """Noise on the great circle from start to end, group by group; `model.generate` decodes it.
+    """Returns noise on the great circle from start to end, group by group.
 
-    Meant for two samples. Normal noise of many dimensions lies near a sphere, and so does what this
-    gives, while the middle of the straight line is shorter, as if at a lower temperature.
+    This is meant for two samples; `model.generate` decodes the noise. Normal noise of many
+    dimensions lies near a sphere, and so does what this gives, while the middle of the straight
+    line is shorter, as if at a lower temperature.
 
     Args:
       start: L tensors (B or 1, H_l, W_l, C_z), standard normal.
-      end: like start.
+      end: L tensors of the same shapes.
       weight: (B,), 0 at the start, 1 at the end.
-      groups: the ones that move, the others stay at the start; None: all.
+      groups: The groups that move; the others stay at the start. None moves all.
 
     #### References
 
@@ -146,24 +148,24 @@ def _slerp(start: tf.Tensor, end: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
 
 
 def traverse(
-    model: NVAE,
+    model: AnyModel,
     latents: Sequence[tf.Tensor],
     group: tf.Tensor,
     channel: tf.Tensor,
     deviations: tf.Tensor,
 ) -> tf.Tensor:
-    """Images (B, H, W, C) with one channel of one group set to another value, everywhere.
+    """Returns images (B, H, W, C) with one channel of one group set to another value everywhere.
 
     The value is so many standard deviations from the mean of its prior p(z_l | z_<l), which may
     differ from position to position. All other latent variables stay as they are, those of later
     groups too, although their priors change.
 
     Args:
-      model: to decode with.
+      model: The model to decode with.
       latents: L tensors (B or 1, H_l, W_l, C_z).
       group: int32 (B,), 0 to L - 1; another number changes nothing.
       channel: int32 (B,), 0 to C_z - 1; another number changes nothing.
-      deviations: (B,), in standard deviations of the prior.
+      deviations: (B,), the value in standard deviations of the prior.
     """
     channels = tf.range(model.config.num_latent_per_group)
 
@@ -178,23 +180,24 @@ def traverse(
 
 
 def vary(
-    model: NVAE,
+    model: AnyModel,
     images: tf.Tensor,
     keep_groups: tf.Tensor,
     noise: Sequence[tf.Tensor],
     temperature: float | tf.Tensor = 1.0,
 ) -> tf.Tensor:
-    """Images (B, H, W, C) with the first groups of given images, and new draws of the others.
+    """Returns images (B, H, W, C) with the first groups of given ones, and draws of the others.
 
     The groups that are kept are `encode`'s posterior means. With none kept it is what
     `model.generate` makes of the noise, with all of them the reconstruction.
 
     Args:
-      model: to encode and decode with.
+      model: The model to encode and decode with.
       images: (B, H, W, C).
       keep_groups: int32 (B,), how many groups to keep, top-down.
-      noise: L standard-normal tensors (B, H_l, W_l, C_z), as of `sampling.row_noise`.
-      temperature: of the drawn groups: a scalar, (L,), or (B or 1, L or 1).
+      noise: L standard-normal tensors (B, H_l, W_l, C_z), such as those of `row_noise`.
+      temperature: A factor of the prior's scales in the drawn groups: a scalar, (L,), or (B or 1,
+        L or 1).
     """
     zeros = _zeros(model, images)
     features = model.bottom_up(images)
@@ -203,22 +206,22 @@ def vary(
 
 
 def keep_first_groups(
-    model: NVAE,
+    model: AnyModel,
     features: Sequence[tf.Tensor],
     keep_groups: tf.Tensor,
     posterior_noise: Sequence[tf.Tensor],
     prior_noise: Sequence[tf.Tensor],
     temperature: float | tf.Tensor = 1.0,
 ) -> tf.Tensor:
-    """The first groups from the posterior, the others from the prior given those.
+    """Decodes the posterior's first groups, and draws of the others from the prior given those.
 
     Args:
-      model: to decode with.
-      features: of the images, as `model.bottom_up` gives them.
+      model: The model to decode with.
+      features: The images' features, as `model.bottom_up` gives them.
       keep_groups: int32 (B,), how many groups come from the posterior, top-down.
       posterior_noise: L standard-normal tensors (B, H_l, W_l, C_z); zeros for its means.
       prior_noise: L standard-normal tensors (B, H_l, W_l, C_z).
-      temperature: of the prior: a scalar, (L,), or (B or 1, L or 1).
+      temperature: A factor of the prior's scales: a scalar, (L,), or (B or 1, L or 1).
 
     Returns:
       Parameters of the likelihood (B, H, W, P).
@@ -234,15 +237,15 @@ def keep_first_groups(
 
 
 def _column(values: tf.Tensor) -> tf.Tensor:
-    """(B,) as (B, 1, 1, 1)."""
+    """Reshapes (B,) to (B, 1, 1, 1)."""
     return values[:, None, None, None]
 
 
 def _moving(weight: tf.Tensor, groups: Collection[int] | None, num_groups: int) -> list[tf.Tensor]:
-    """The weight (B,) of each group: zeros for those that stay.
+    """Returns the weight (B,) of each group, zeros for those that stay.
 
     Raises:
-      ValueError: for a group that does not exist.
+      ValueError: A group does not exist.
     """
     chosen = range(num_groups) if groups is None else groups
     for group in chosen:
@@ -251,7 +254,7 @@ def _moving(weight: tf.Tensor, groups: Collection[int] | None, num_groups: int) 
     return [weight if group in chosen else tf.zeros_like(weight) for group in range(num_groups)]
 
 
-def _zeros(model: NVAE, images: tf.Tensor) -> list[tf.Tensor]:
-    """Noise of no effect, for as many rows as there are images."""
+def _zeros(model: AnyModel, images: tf.Tensor) -> list[tf.Tensor]:
+    """Returns noise without effect, with as many rows as there are images."""
     batch = tf.shape(images)[0]
     return [tf.zeros([batch, *shape]) for shape in model.config.latent_shapes]

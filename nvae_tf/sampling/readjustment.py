@@ -1,4 +1,4 @@
-"""Moving averages of the batch normalisations that fit a temperature (SPEC section 7).
+"""Moving averages of the batch normalisations that fit a temperature (docs/latents.md).
 
 Training leaves averages of activations that came from posterior samples. At a temperature below 1
 the activations of the generative path are others, and the paper readjusts the averages before it
@@ -20,7 +20,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from nvae_tf.files import write_atomically
-from nvae_tf.model.layers.normalization import batch_statistics
+from nvae_tf.model.inference import InferenceModel
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.sampling.sampler import group_temperatures
 
@@ -46,7 +46,7 @@ class PooledMoments:
         self._squares = np.zeros(())  # of the differences from the mean, summed
 
     def add(self, mean: np.ndarray, variance: np.ndarray, count: float) -> None:
-        """Takes in a batch of `count` values per channel, with its mean and unbiased variance."""
+        """Takes in a batch of `count` values per channel with its mean and unbiased variance."""
         total = self.count + count
         difference = mean.astype(np.float64) - self._mean
         self._mean = self._mean + difference * (count / total)
@@ -59,12 +59,12 @@ class PooledMoments:
 
     @property
     def mean(self) -> np.ndarray:
-        """Of all values so far, by channel."""
+        """The mean of all values so far, by channel."""
         return self._mean
 
     @property
     def variance(self) -> np.ndarray:
-        """Of all values so far, by channel, unbiased; never negative."""
+        """The unbiased variance of all values so far, by channel; never negative."""
         # A kernel may report a variance just below 0 for a channel that is constant.
         return np.maximum(self._squares / max(self.count - 1, 1.0), 0.0)
 
@@ -77,25 +77,25 @@ def generative_statistics(
     seed: int = 0,
     after_pass: Callable[[], object] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Moments of what the generative path's batch normalisations see at a temperature.
+    """Measures what the generative path's batch normalisations see at a temperature.
 
     The model is left as it is; `readjusted` and `apply_statistics` put the result into it.
 
     Args:
-      model: in float32.
-      temperature: as for `sampling.group_temperatures`.
-      passes: in training mode.
-      samples_per_pass: the batch whose own statistics normalise a pass.
-      seed: of the noise.
-      after_pass: called after each pass, for progress.
+      model: The model, in float32.
+      temperature: One number, one per scale or one per group; see `group_temperatures`.
+      passes: The number of passes in training mode.
+      samples_per_pass: The size of the batch whose own statistics normalise a pass.
+      seed: A number from which the noise is drawn.
+      after_pass: A function that is called after each pass, for progress.
 
     Returns:
       Means and unbiased variances (C,), float64, by the path of the moving average's variable.
       Normalisations of the bottom-up path are not among them.
 
     Raises:
-      ValueError: for temperatures that do not fit, a model in another precision, fewer than one
-        pass or two samples, or activations that are not finite.
+      ValueError: The temperatures do not fit, the model is in another precision, there is less than
+        one pass of two samples, or activations are not finite.
     """
     if model.compute_dtype != "float32":
         raise ValueError(
@@ -109,24 +109,26 @@ def generative_statistics(
         )
     temperatures = group_temperatures(model.config, temperature)
 
-    @tf.function(autograph=False)
-    def run(seed: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
-        """Mean, unbiased variance and number of values of each normalisation; () if not used."""
+    layers = model.batch_normalizations()
+    prepared = InferenceModel(model)
+
+    def observe(seed: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
+        """Returns mean, unbiased variance and count of each normalisation; () if not used."""
         noise = model.draw_noise(samples_per_pass, seed)
-        with batch_statistics() as statistics:
+        with prepared.scope() as call:
             model.generate(samples_per_pass, temperatures, noise, training=True)
         return [
             (
-                statistics[id(layer.moving_mean)],
-                statistics[id(layer.moving_variance)],
-                tf.cast(statistics.counts[id(layer.moving_mean)], tf.float64),
+                call.statistics[layer.moving_mean.path],
+                call.statistics[layer.moving_variance.path],
+                tf.cast(call.counts[layer.moving_mean.path], tf.float64),
             )
-            if id(layer.moving_mean) in statistics
+            if layer.moving_mean.path in call.statistics
             else ()
             for layer in layers
         ]
 
-    layers = model.batch_normalizations()
+    run = prepared.function(observe)
     moments = [PooledMoments() for _ in layers]
     for number in range(passes):
         batches = run(tf.constant([seed, number], tf.int64))
@@ -166,17 +168,18 @@ def stored_statistics(
     nothing old is ever taken for something else, such as a step that was trained a second time.
 
     Args:
-      directory: of the files, created if need be.
-      model: as for `generative_statistics`, like the rest.
-      temperature: as there.
-      passes: as there.
-      samples_per_pass: as there.
-      seed: as there.
-      after_pass: as there; not called if the result is there already.
+      directory: The directory of the files, created if need be.
+      model: The model, in float32.
+      temperature: One number, one per scale or one per group; see `group_temperatures`.
+      passes: The number of passes in training mode.
+      samples_per_pass: The size of the batch whose own statistics normalise a pass.
+      seed: A number from which the noise is drawn.
+      after_pass: A function that is called after each pass, for progress; it is not called if the
+        result is there already.
 
     Raises:
-      ValueError: as `generative_statistics`.
-      OSError: if the directory cannot be written.
+      ValueError: `generative_statistics` refuses the arguments.
+      OSError: The directory cannot be written.
     """
     temperatures = group_temperatures(model.config, temperature)
     digest = hashlib.sha256(f"{passes} {samples_per_pass} {seed}".encode())
@@ -203,11 +206,11 @@ def apply_statistics(model: NVAE, statistics: Mapping[str, np.ndarray]) -> None:
     """Gives moving averages these values; all others stay.
 
     Args:
-      model: whose moving averages they are.
-      statistics: values (C,) by the path of the variable.
+      model: The model whose moving averages they are.
+      statistics: Values (C,) by the path of the variable.
 
     Raises:
-      ValueError: for a path or a shape that the model does not have; then nothing has changed.
+      ValueError: The model does not have a path or a shape; then nothing has changed.
     """
     variables = {variable.path: variable for variable in model.non_trainable_variables}
     for path, values in statistics.items():

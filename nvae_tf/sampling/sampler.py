@@ -1,4 +1,4 @@
-"""Images drawn from a model, each of them from its own seed (SPEC section 7)."""
+"""Images drawn from a model, each of them from its own seed (docs/latents.md)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.model.layers.convolution import effective_kernels, given_kernels
-from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling.images import to_uint8
 
 OUTPUTS = ("mean", "sample")
 
 
 def group_temperatures(config: ModelConfig, temperature: ArrayLike) -> np.ndarray:
-    """One temperature for each of the L groups, top-down, float32.
+    """Returns one temperature for each of the L groups, top-down, float32.
 
     Args:
-      config: says how many scales and groups there are.
-      temperature: one number for all groups, one for each scale, or one for each group, top-down:
+      config: The model's configuration, which says how many scales and groups there are.
+      temperature: One number for all groups, one for each scale, or one for each group, top-down:
         the first belongs to the lowest resolution. If there are as many scales as groups, the last
         two are the same.
 
     Raises:
-      ValueError: for another number of values, or one that is negative or not finite.
+      ValueError: The number of values is another one, or one of them is negative or not finite.
     """
     scales, groups = config.num_latent_scales, config.num_groups
     wrong = ValueError(
@@ -49,13 +48,13 @@ def group_temperatures(config: ModelConfig, temperature: ArrayLike) -> np.ndarra
     return values[[scales - 1 - scale for scale in config.group_scales]]
 
 
-def row_noise(model: NVAE, seeds: tf.Tensor) -> list[tf.Tensor]:
-    """Standard-normal tensors (B, H_l, W_l, C_z) for all groups, every row from its own seed.
+def row_noise(model: AnyModel, seeds: tf.Tensor) -> list[tf.Tensor]:
+    """Draws standard-normal tensors (B, H_l, W_l, C_z) for all groups, a row from each seed.
 
     A row is what `model.draw_noise(1, seed)` gives for its seed, whatever the other rows are.
 
     Args:
-      model: gives the shapes.
+      model: The model, whose latent groups give the shapes.
       seeds: int64 (B, 2).
     """
     shapes = model.config.latent_shapes
@@ -68,12 +67,12 @@ def row_noise(model: NVAE, seeds: tf.Tensor) -> list[tf.Tensor]:
     )
 
 
-def row_samples(model: NVAE, logits: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-    """Images (B, H, W, C) drawn from the likelihood, every row from its own seed.
+def row_samples(model: AnyModel, logits: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """Draws images (B, H, W, C) from the likelihood, a row from each seed.
 
     Args:
-      model: whose likelihood it is.
-      logits: its parameters (B, H, W, P).
+      model: The model whose likelihood it is.
+      logits: The likelihood's parameters (B, H, W, P).
       seeds: int64 (B, 2), which may be those of `row_noise`.
     """
 
@@ -93,16 +92,16 @@ class Sampler:
     Image i depends on the seed and on i alone: more images or another batch size change none of
     them (kernels may round differently for another batch size, which can move a grey level by one).
     Image 0 is the one that the SavedModel's signature `sample` answers for that seed. The model is
-    traced once, however often and at whichever temperatures it is used, with its weights and moving
-    averages of the moment.
+    traced once, however often and at whichever temperatures it is used.
 
     Args:
-      model: to draw from.
+      model: The model to draw from. An `NVAE` is prepared anew for each call of `batches`, with its
+        weights and moving averages of that moment.
       output: `"mean"` of the likelihood, or a `"sample"` of it.
-      batch_size: images at a time.
+      batch_size: The number of images at a time.
 
     Raises:
-      ValueError: for another output, or a batch size below 1.
+      ValueError: The output is another one, or the batch size is below 1.
 
     Example:
     ```python
@@ -111,23 +110,20 @@ class Sampler:
     ```
     """
 
-    def __init__(self, model: NVAE, output: str = "mean", batch_size: int = 64):
+    def __init__(self, model: AnyModel, output: str = "mean", batch_size: int = 64):
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(OUTPUTS)}; received {output!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, received {batch_size}.")
-        self._model = model
+        self._model = InferenceModel.of(model)
         self._output = output
         self._batch_size = batch_size
-        self._draw = tf.function(self._draw_batch, autograph=False)
+        self._draw = self._model.function(self._draw_batch)
 
-    def _draw_batch(
-        self, kernels: dict[int, tf.Tensor], seeds: tf.Tensor, temperature: tf.Tensor
-    ) -> tf.Tensor:
-        """Images (B, h, w, C) in [0, 1], of seeds (B, 2) and temperatures (L,)."""
+    def _draw_batch(self, seeds: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
+        """Draws images (B, h, w, C) in [0, 1] from seeds (B, 2) at temperatures (L,)."""
         model = self._model
-        with given_kernels(kernels):
-            logits = model.generate(self._batch_size, temperature, row_noise(model, seeds))
+        logits = model.generate(self._batch_size, temperature, row_noise(model, seeds))
         if self._output == "mean":
             images = model.likelihood(logits).mean()
         else:
@@ -137,16 +133,16 @@ class Sampler:
     def batches(
         self, number: int, temperature: ArrayLike = 1.0, seed: int = 0
     ) -> Iterator[np.ndarray]:
-        """Images 0 to number - 1 of a seed, in batches (B, h, w, C) uint8 without padding.
+        """Draws images 0 to number - 1 of a seed, in batches (B, h, w, C) uint8 without padding.
 
         Args:
-          number: of all images; the last batch may be smaller than the others.
-          temperature: as for `group_temperatures`.
-          seed: at least 0.
+          number: How many images to draw; the last batch may be smaller than the others.
+          temperature: One number, one per scale or one per group; see `group_temperatures`.
+          seed: At least 0.
 
         Raises:
-          ValueError: for a negative number or seed, or temperatures that do not fit. It is raised
-            at once, not with the first batch.
+          ValueError: Number or seed are negative, or the temperatures do not fit. The call raises
+            it, not the first batch.
         """
         if number < 0:
             raise ValueError(f"number must be at least 0, received {number}.")
@@ -156,9 +152,9 @@ class Sampler:
         return self._batches(number, temperatures, seed)
 
     def _batches(self, number: int, temperature: tf.Tensor, seed: int) -> Iterator[np.ndarray]:
-        kernels = effective_kernels(self._model.convolutions())
+        self._model.update()
         for first in range(0, number, self._batch_size):
             indices = np.arange(first, first + self._batch_size, dtype=np.int64)
             seeds = np.stack([np.full_like(indices, seed), indices], axis=1)
-            images = self._draw(kernels, tf.constant(seeds), temperature)
+            images = self._draw(tf.constant(seeds), temperature)
             yield to_uint8(images)[: number - first]

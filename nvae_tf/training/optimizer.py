@@ -1,7 +1,8 @@
-"""AdaMax as the paper's models were trained with, and the learning-rate schedule (SPEC section 6).
+"""AdaMax as the paper's models were trained with, and the learning-rate schedule.
 
 It differs from `keras.optimizers.Adamax` in where epsilon stands (inside the maximum) and in the
-weight decay (L2, in the gradient).
+weight decay (L2, in the gradient). The paper's appendix A has the settings, docs/model.md the
+equations.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tensorflow as tf
 from nvae_tf.config import OptimizerConfig
 
 
-class AdaMax(tf.Module):
+class AdaMax:
     """AdaMax (Kingma and Ba 2015, section 7.1) with L2 weight decay.
 
     ```none
@@ -27,76 +28,72 @@ class AdaMax(tf.Module):
     TensorFlow's kernel, which needs no temporary tensors, has ε outside of the maximum. It is given
     u − ε instead: max(β₂ (u − c − ε), |g|) + ε is the u above for c = ε (1 − β₂) / β₂.
 
-    Create it under the strategy's scope; call `apply` outside of replicas, with gradients that are
-    already summed over them.
+    It owns nothing: weights and slots are arguments, all of them variables.
 
     Args:
-      variables: to be updated, in the order in which `apply` gets their gradients.
-      config: betas, epsilon and weight decay.
+      config: Betas, epsilon and weight decay.
     """
 
-    def __init__(self, variables: Sequence[tf.Variable], config: OptimizerConfig):
-        super().__init__(name="adamax")
+    def __init__(self, config: OptimizerConfig):
         self._config = config
-        self._variables = list(variables)
-        self.iterations = tf.Variable(0, dtype=tf.int64, trainable=False, name="iterations")
-        self.momentum = [self._slot(variable) for variable in self._variables]
-        self.infinity_norm = [self._slot(variable) for variable in self._variables]  # less ε
-
-    @staticmethod
-    def _slot(variable: tf.Variable) -> tf.Variable:
-        return tf.Variable(tf.zeros(variable.shape), trainable=False, name="slot")
 
     def apply(
         self,
+        weights: Sequence[tf.Variable],
+        momentum: Sequence[tf.Variable],
+        infinity_norm: Sequence[tf.Variable],
+        iterations: tf.Variable,
         gradients: Sequence[tf.Tensor],
         learning_rate: float | tf.Tensor,
         multiplier: tf.Tensor | None = None,
     ) -> None:
-        """One step.
+        """Takes one step; under a strategy, outside of replicas, with summed gradients.
 
         Args:
-          gradients: one per variable, of its shape; under a strategy, one for every replica.
-          learning_rate: scalar.
-          multiplier: of the gradients, scalar; None for 1.
+          weights: The variables to be updated.
+          momentum: m of each of them, zero at the start.
+          infinity_norm: u − ε of each of them, zero at the start.
+          iterations: The number of steps taken, int64.
+          gradients: One for each variable, of its shape; under a strategy, one for every replica.
+          learning_rate: A scalar.
+          multiplier: A scalar factor of the gradients; None for 1.
 
         Raises:
-          ValueError: if there are too few gradients or too many.
+          ValueError: There are too few gradients or too many.
         """
-        if len(gradients) != len(self._variables):
-            raise ValueError(
-                f"Expected {len(self._variables)} gradients, received {len(gradients)}."
-            )
+        if len(gradients) != len(weights):
+            raise ValueError(f"Expected {len(weights)} gradients, received {len(gradients)}.")
         config = self._config
-        decay = tf.pow(config.beta_1, tf.cast(self.iterations.assign_add(1), tf.float32))
+        decay = tf.pow(config.beta_1, tf.cast(iterations.assign_add(1), tf.float32))
         shift = config.epsilon * (1 - config.beta_2) / config.beta_2
 
-        def update(variable, momentum, norm, gradient):
+        def update(
+            weight: tf.Variable, m: tf.Variable, norm: tf.Variable, gradient: tf.Tensor
+        ) -> None:
             if multiplier is not None:
                 gradient *= multiplier
             norm.assign(norm - shift)
             tf.raw_ops.ResourceApplyAdaMax(
-                var=variable.handle,
-                m=momentum.handle,
+                var=weight.handle,
+                m=m.handle,
                 v=norm.handle,
                 beta1_power=decay,
                 lr=tf.cast(learning_rate, tf.float32),
                 beta1=config.beta_1,
                 beta2=config.beta_2,
                 epsilon=config.epsilon,
-                grad=gradient + config.weight_decay * variable,
+                grad=gradient + config.weight_decay * weight,
             )
 
         extended = tf.distribute.get_strategy().extended
-        slots = zip(self._variables, self.momentum, self.infinity_norm, gradients)
-        for variable, momentum, norm, gradient in slots:
-            extended.update(variable, update, args=(momentum, norm, gradient))
+        for weight, m, norm, gradient in zip(weights, momentum, infinity_norm, gradients):
+            extended.update(weight, update, args=(m, norm, gradient))
 
 
 def learning_rate_at(
     step: int | tf.Tensor, config: OptimizerConfig, warmup_steps: int, total_steps: int
 ) -> tf.Tensor:
-    """Linear from 0 over the warm-up, then cosine down to the minimum (scalar)."""
+    """Returns the learning rate: linear from 0 over the warm-up, then cosine to the minimum."""
     step = tf.cast(step, tf.float32)
     warmup = config.learning_rate * step / max(warmup_steps, 1)
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)

@@ -1,4 +1,4 @@
-"""Spectral and batch-norm regularisation (SPEC section 6; paper section 3.2, equation 4)."""
+"""Spectral and batch-norm regularisation (paper, section 3.2 and appendix A)."""
 
 from __future__ import annotations
 
@@ -8,80 +8,79 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.model.layers.convolution import KernelBank
+from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.model.stacks import StackFunction, stack_variables
 
-_ITERATIONS = 4
-_FIRST_ITERATIONS = 40
+ITERATIONS = 4  # of the power iteration, in every step
+FIRST_ITERATIONS = 40  # in the first step, whose vectors are random
 _MIN_NORM = 1e-12
 
 
-class Regularizer(tf.Module):
+class Regularizer:
     """The sum of the largest singular values of all kernels, and of the largest BN scales.
 
     A kernel counts as a matrix [everything else, C_out], after weight normalisation and masking.
-    Its singular value comes from power iteration; the vectors live from step to step in variables,
-    one per kernel shape, and belong in the checkpoint.
+    Its singular value comes from power iteration with a vector that lives from step to step; the
+    vectors belong to whoever trains, and are arguments and results here.
 
     Args:
-      model: whose convolutions and batch normalisations count.
-      seed: of the vectors' random start.
+      model: The model whose convolutions and batch normalisations count.
+
+    Attributes:
+      kernels: The effective kernels of all convolutions.
     """
 
-    def __init__(self, model: NVAE, seed: int = 0):
-        super().__init__(name="regularizer")
+    def __init__(self, model: NVAE):
         self.kernels = KernelBank(model.convolutions())
         self._scales = _by_width([bn.gamma for bn in model.batch_normalizations()])
-        random = np.random.default_rng(seed)
-        self.vectors = [
-            self._variable(random.normal(size=(len(layers), layers[0].filters)), f"vectors_{i}")
-            for i, layers in enumerate(self.kernels.stacks)
-        ]
-        self.started = self._variable(0.0, "started")
-
-    @staticmethod
-    def _variable(value, name: str) -> tf.Variable:
-        # All replicas compute the same value from the same weights.
-        return tf.Variable(
-            tf.cast(value, tf.float32),
-            trainable=False,
-            name=name,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
 
     def variable_groups(self) -> list[list[keras.Variable]]:
-        """The variables that kernels and `batch_norm` need stacked."""
+        """Returns the groups of variables that kernels and `batch_norm` need stacked."""
         return self.kernels.variable_groups() + self._scales
+
+    def initial_vectors(self, seed: int) -> list[tf.Tensor]:
+        """Draws a start of the power iteration: one tensor (n, C_out) for each stack of kernels."""
+        random = np.random.default_rng(seed)
+        return [
+            tf.cast(random.normal(size=(len(layers), layers[0].filters)), tf.float32)
+            for layers in self.kernels.stacks
+        ]
 
     @property
     def layers(self) -> list[str]:
-        """Paths of the N convolutions, in the order of `singular_values`."""
+        """The paths of the N convolutions, in the order of `singular_values`."""
         return [layer.path for layers in self.kernels.stacks for layer in layers]
 
     def singular_values(
-        self, stacks: Sequence[tf.Tensor], iterate: bool | tf.Tensor = True
-    ) -> tf.Tensor:
-        """The largest singular value of every kernel (N,); their sum is what is penalised.
+        self,
+        kernels: Sequence[tf.Tensor],
+        vectors: Sequence[tf.Tensor],
+        iterations: int | tf.Tensor = ITERATIONS,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Computes the largest singular value of every kernel, whose sum is penalised.
 
         Args:
-          stacks: what `self.kernels.compute()` returned.
-          iterate: whether to iterate (4 times; 40 on the first call) and keep the vectors; without,
-            the values are those of the vectors as they are.
+          kernels: The stacks (n, h, w, in, C_out) that `self.kernels.compute()` returned.
+          vectors: The right singular vectors (n, C_out) of the step before.
+          iterations: How often to iterate; with 0 the values are those of the vectors as they are.
+
+        Returns:
+          The singular values (N,), and the vectors after the iterations.
         """
-        count = tf.where(self.started > 0, _ITERATIONS, _FIRST_ITERATIONS)
-        count = tf.where(iterate, count, 0)
-        values = []
-        for variable, stack in zip(self.vectors, stacks):
+        values, moved = [], []
+        for stack, vector in zip(kernels, vectors):
             matrices = tf.reshape(stack, [stack.shape[0], -1, stack.shape[-1]])
-            right = _power_iteration(matrices, tf.convert_to_tensor(variable), count)
-            variable.assign(right)
-            values.append(_singular_values(matrices, right))
-        self.started.assign(1.0)
-        return tf.concat(values, axis=0)
+            moved.append(_power_iteration(matrices, vector, iterations))
+            values.append(_singular_values(matrices, moved[-1]))
+        return tf.concat(values, axis=0), moved
 
     def batch_norm(self, stack: StackFunction = stack_variables) -> tf.Tensor:
-        """Sum over the batch normalisations of the largest |gamma| (scalar)."""
+        """Computes the sum over the batch normalisations of the largest |gamma| (scalar).
+
+        Args:
+          stack: A function that gives the stacks of `variable_groups`.
+        """
         return tf.add_n(
             [tf.reduce_sum(tf.reduce_max(tf.abs(stack(group)), axis=1)) for group in self._scales]
             or [tf.constant(0.0)]
@@ -95,11 +94,11 @@ def _by_width(variables: Sequence[keras.Variable]) -> list[list[keras.Variable]]
     return list(groups.values())
 
 
-def _power_iteration(matrices: tf.Tensor, right: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Right singular vectors (n, b) of matrices (n, a, b), without gradient."""
+def _power_iteration(matrices: tf.Tensor, right: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+    """Returns right singular vectors (n, b) of matrices (n, a, b), without gradient."""
     matrices = tf.stop_gradient(matrices)
 
-    def step(i, right):
+    def step(i: tf.Tensor, right: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         left = _unit(tf.linalg.matvec(matrices, right))
         return i + 1, _unit(tf.linalg.matvec(matrices, left, transpose_a=True))
 
@@ -108,7 +107,7 @@ def _power_iteration(matrices: tf.Tensor, right: tf.Tensor, count: tf.Tensor) ->
 
 @tf.custom_gradient
 def _singular_values(matrices: tf.Tensor, right: tf.Tensor):
-    """|M v| (n,) of matrices (n, a, b) and their right singular vectors v (n, b), kept fixed."""
+    """Returns |M v| (n,) of matrices (n, a, b) and vectors v (n, b), which are kept fixed."""
     product = tf.linalg.matvec(matrices, right)
 
     def gradient(d_values):

@@ -16,8 +16,8 @@ def model():
     keras.utils.set_random_seed(0)
     model = NVAE(tiny_model_config(padding=1))
     # A fresh posterior says next to nothing about the image.
-    for head in model.posterior_heads[:2]:
-        for variable in head.trainable_variables:
+    for group in model.groups[:2]:
+        for variable in group.posterior_head.trainable_variables:
             variable.assign(20 * variable)
     return model
 

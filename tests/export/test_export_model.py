@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 
 from export.manifest import read_manifest
+from nvae_tf.runs.load import save_weights
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from tests.export.exported import requests, small_model, small_signatures
 from tests.trainers.programs import Program, run
-from trainers.run.checkpoints import save_weights
 
 
 @pytest.mark.slow

@@ -17,11 +17,11 @@ from export import publish as publishing
 from export.manifest import Manifest, read_manifest, run_manifest, write_manifest
 from export.publish import WorseModelError, check_blessing, publish, versions
 from nvae_tf import ExperimentConfig
+from nvae_tf.runs.load import save_weights
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from tests.export.exported import small_model
 from tests.export.publisher import SIGNATURE
-from trainers.run.checkpoints import save_weights
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tensorflow.python.framework import op_def_registry
 from export.manifest import read_manifest, run_manifest
 from export.publish import publish
 from nvae_tf import load_model
+from nvae_tf.runs.load import save_weights
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from tests.export.exported import (
@@ -23,7 +24,6 @@ from tests.export.exported import (
     small_signatures,
     small_version,
 )
-from trainers.run.checkpoints import save_weights
 
 # Operations with a state: variables and their files.
 STATEFUL = {

@@ -46,9 +46,9 @@ def row(tensors, index):
 
 def test_encode_gives_the_posterior_s_means(model, images):
     # Of the first group they can be computed by hand: its prior's parameters are zero.
-    delta_loc, _ = model.posterior_heads[0](model.bottom_up(images)[0])
+    delta_loc, _ = model.groups[0].posterior_head(model.bottom_up(images)[0])
     encoded = latents.encode(model, images)
-    expected = model.flows[0](5 * tf.tanh(delta_loc / 5))
+    expected = model.groups[0].flow(5 * tf.tanh(delta_loc / 5))
     np.testing.assert_allclose(encoded[0], expected, atol=1e-6)
     assert [tuple(z.shape[1:]) for z in encoded] == list(model.config.latent_shapes)
 

@@ -128,7 +128,8 @@ def eager():
 @pytest.mark.parametrize("temperature", [0.0, 0.1, 0.3, 0.5, 0.7, 1.0])
 def test_never_nan_even_where_channels_are_constant(temperature, eager):
     model = NVAE(tiny_model_config())
-    cells = model.decoder_cells + model.decoder_up_cells + model.postprocess_cells
+    cells = [cell for group in model.groups for cell in (*group.decoder_cells, group.up_cell)]
+    cells = [cell for cell in (*cells, *model.postprocess_cells) if cell]
     for cell in cells:
         expand, first = cell.branch[0].pointwise[1], cell.branch[0].pointwise[0]
         first.gamma.assign(tf.concat([tf.zeros([2]), first.gamma[2:]], axis=0))
@@ -163,7 +164,7 @@ def test_a_result_is_computed_once_for_all_that_it_depends_on(model, tmp_path, m
     assert calls == [([0.5, 0.5, 0.5], 500, 16, 0, None)]  # the paper's passes
     assert again.keys() == first.keys()
     np.testing.assert_array_equal(again["layer/moving_mean"], first["layer/moving_mean"])
-    weight = model.decoder_combiners[0].convolution.bias
+    weight = model.groups[0].decoder_combiner.convolution.bias
     changes = [{"temperature": [0.5, 0.75]}, {"seed": 1}, {"passes": 7}, {"samples_per_pass": 8}]
     for number, change in enumerate(changes):
         get(**change)
@@ -196,7 +197,7 @@ def test_wrong_requests(model, statistics):
 
 def test_weights_that_are_not_finite_are_named(eager):
     model = NVAE(tiny_model_config())
-    weight = model.decoder_combiners[0].convolution.bias
+    weight = model.groups[0].decoder_combiner.convolution.bias
     weight.assign(tf.fill(weight.shape, np.inf))
     with pytest.raises(ValueError, match="not finite at the input of .*decoder_1_0"):
         generative_statistics(model, passes=1, samples_per_pass=2)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from nvae_tf.runs.workdir import load_model
+from nvae_tf.runs.load import load_model
 from nvae_tf.sampling.readjustment import readjusted, stored_statistics
 from nvae_tf.sampling.sampler import Sampler
 from tests.trainers.programs import Program

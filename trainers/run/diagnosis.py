@@ -1,15 +1,16 @@
-"""Where a step that is not finite went wrong first."""
+"""Names what went wrong first in a step that is not finite."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.model.layers.normalization import batch_statistics
+from nvae_tf.model.layers.context import functional_call
 from nvae_tf.training.objective import negative_elbo, objective_terms
 from trainers.run.trainer import Trainer
 
@@ -18,27 +19,26 @@ def first_non_finite(trainer: Trainer, images: tf.Tensor) -> str:
     """Computes the next step's losses again, one operation after the other, and names the culprit.
 
     Args:
-      trainer: in the state in which the step failed; its model gets the weights.
+      trainer: The trainer, in the state in which the step failed.
       images: (B, H, W, C), the step's global batch, or this worker's part of it.
 
     Returns:
-      What was not finite first: a variable, a layer's output, the KL of a group, the likelihood,
-      or a gradient. On several replicas it may be that none is, when each part is normalised alone.
+      The name of what was not finite first: a variable, a layer's output, the KL of a group, the
+      likelihood, or a gradient. On several replicas it may be that none is, when each part is
+      normalised alone.
     """
-    trainer.store()
-    model = trainer.model
-    for variable in model.variables:
-        if not _is_finite(variable):
-            return f"the variable {variable.path}"
-    seed = [trainer.config.train.seed, int(trainer.steps_done.numpy())]
+    model, values = trainer.model, trainer.state.model_values()
+    for path, value in values.items():
+        if not _is_finite(value):
+            return f"the variable {path}"
+    seed = [trainer.config.train.seed, int(trainer.state.step)]
     noise = [part[: len(images)] for part in model.draw_noise(len(images), seed)]
-    with (
-        tf.GradientTape() as tape,
-        batch_statistics(),
-        _observed(model) as layers,
-    ):
-        output = model.infer(images, noise, training=True)
-        terms = objective_terms(model, images, output, 1.0)
+    weights = {v.path: values[v.path] for v in model.trainable_variables}
+    with tf.GradientTape() as tape, _observed(model) as layers:
+        tape.watch(weights)
+        with functional_call(model, values):
+            output = model.infer(images, noise, training=True)
+            terms = objective_terms(model, images, output, 1.0)
         loss = tf.reduce_mean(negative_elbo(terms))
     order = [path for path, _ in layers]
     suspects: list[tuple[float, str]] = [
@@ -57,10 +57,9 @@ def first_non_finite(trainer: Trainer, images: tf.Tensor) -> str:
     if not _is_finite(terms.reconstruction):
         return "the likelihood of the images"
     # Gradients are computed from the last layer to the first.
-    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
-    for variable, gradient in reversed(list(zip(model.trainable_variables, gradients))):
+    for path, gradient in reversed(tape.gradient(loss, weights).items()):
         if gradient is not None and not _is_finite(gradient):
-            return f"the gradient of {variable.path}"
+            return f"the gradient of {path}"
     return "nothing when computed again on one device"
 
 
@@ -70,10 +69,10 @@ def _observed(model: keras.Model) -> Iterator[list[tuple[str, bool]]]:
     seen: list[tuple[str, bool]] = []
     layers = [layer for layer in model._flatten_layers() if layer is not model]
 
-    def observe(layer):
+    def observe(layer: keras.layers.Layer) -> None:
         call = layer.call
 
-        def observed(*args, **kwargs):
+        def observed(*args: Any, **kwargs: Any) -> Any:
             result = call(*args, **kwargs)
             seen.append((layer.path, all(map(_is_finite, tf.nest.flatten(result)))))
             return result

@@ -9,7 +9,9 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import load_images, training_batches
-from nvae_tf.runs.workdir import Workdir, checkpoint_step
+from nvae_tf.runs.checkpoint_files import checkpoint_step
+from nvae_tf.runs.workdir import Workdir
+from nvae_tf.training.schedule import total_steps
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.diagnosis import first_non_finite
 from trainers.run.memory import expected_memory
@@ -17,7 +19,7 @@ from trainers.run.progress import Progress
 from trainers.run.signals import StopRequest
 from trainers.run.step_profile import StepProfile, StepRange
 from trainers.run.strategies import is_chief, make_strategy
-from trainers.run.trainer import DivergedError, Trainer, has_diverged, total_steps
+from trainers.run.trainer import DivergedError, Trainer, has_diverged
 
 
 def train(
@@ -114,7 +116,7 @@ class _Run:
     @property
     def step(self) -> int:
         """Steps done."""
-        return int(self._trainer.steps_done.numpy())
+        return int(self._trainer.state.step)
 
     def say(self, text: str) -> None:
         """Prints, on the chief."""
@@ -145,7 +147,7 @@ class _Run:
         self.say(
             f"Step traced in {seconds:.1f} s; expected memory "
             f"{expected_memory(trainer, batches) / 1e9:.2f} GB per replica, with "
-            f"{trainer.state_bytes / 1e9:.2f} GB of weights and optimiser."
+            f"{trainer.num_bytes / 1e9:.2f} GB of weights and optimiser."
         )
         if self._chief:
             self._progress = Progress(trainer, self._workdir, self._test_images)
@@ -170,13 +172,13 @@ class _Run:
             if self._progress:
                 self._progress.after_step(step, metrics)
             last = step == trainer.total_steps
-            if bool(metrics.stop) and not last:
+            if metrics.batch.stop > 0 and not last:
                 self._save()  # at once: whoever asked may not wait for more
                 return True
             if step % train.image_every == 0 and not last and self._progress:
                 negative_elbo = self._progress.validate(step)
                 self._checkpointer.save_if_best(negative_elbo)
-            good = metrics.not_finite_in_a_row == 0
+            good = metrics.verdict.not_finite_in_a_row == 0
             if last or (step % train.checkpoint_every == 0 and good):
                 self._save()  # last, so that a run killed before it validates again
         return False
@@ -196,7 +198,7 @@ class _Run:
         trainer = self._trainer
         batch = next(iter(self._dataset()))
         culprit = first_non_finite(trainer, batch)
-        rollbacks = int(trainer.guard.rollbacks.numpy()) + 1
+        rollbacks = int(trainer.state.guard.rollbacks.numpy()) + 1
         if rollbacks > self._config.train.max_rollbacks:
             if self._progress:
                 self._progress.fail()
@@ -207,8 +209,8 @@ class _Run:
                 "train.precision=float32."
             ) from error
         self._checkpointer.restore()
-        trainer.guard.note_rollback(rollbacks)
-        factor = float(trainer.guard.learning_rate_factor.numpy())
+        trainer.state.guard.note_rollback(rollbacks)
+        factor = float(trainer.state.guard.learning_rate_factor.numpy())
         self.say(
             f"{error}; first {culprit}. Back to step {self.step}, with {factor:g} times the "
             f"learning rate (rollback {rollbacks} of {self._config.train.max_rollbacks})."

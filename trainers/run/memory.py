@@ -21,7 +21,7 @@ def expected_memory(trainer: Trainer, batches: tf.distribute.DistributedDataset)
     function = trainer.concrete_functions(batches)[0]
     local_replicas = max(len(trainer.strategy.extended.worker_devices), 1)
     tensors = peak_bytes(function.graph.get_operations()) // local_replicas
-    return trainer.state_bytes + tensors
+    return trainer.num_bytes + tensors
 
 
 def peak_bytes(operations: list[Any]) -> int:

@@ -1,4 +1,4 @@
-"""What a run shows on its way: its bar, its summaries, the evaluation of held-out images."""
+"""Shows a run on its way: the bar, the summaries, the evaluation of held-out images."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from nvae_tf.evaluation import (
     LikelihoodResult,
     collapsed_groups,
 )
+from nvae_tf.model.inference import InferenceModel
 from nvae_tf.runs.workdir import Workdir
+from nvae_tf.training.metrics import StepMetrics
 from nvae_tf.training.objective import bits_per_dimension
-from trainers.run.trainer import StepMetrics, Trainer
+from trainers.run.trainer import Trainer
 from trainers.summaries import EXAMPLES, Speed, Summaries, group_name
 
 _VALIDATION_IMAGES = 1000  # at most, during training
@@ -26,11 +28,13 @@ _EVALUATION_BATCH = 100
 
 
 class Progress:
-    """What a run shows on its way.
+    """Reports the steps of a run, and evaluates it.
+
+    Evaluations read the trainer's state; what they prepare of it is freed after each of them.
 
     Args:
-      trainer: whose steps are reported.
-      workdir: where summaries and the evaluation go.
+      trainer: The trainer whose steps are reported.
+      workdir: Where summaries and the evaluation go.
       test_images: (N, h, w, C) uint8, held out.
     """
 
@@ -44,11 +48,24 @@ class Progress:
         self._trainer = trainer
         self._workdir = workdir
         self._test_images = test_images
-        self._evaluator = LikelihoodEvaluator(trainer.model)
+        self._model = InferenceModel(trainer.model, trainer.state.evaluation_values())
+        self._model.release()
+        self._evaluator = LikelihoodEvaluator(self._model)
         examples = evaluation_batches(test_images[:EXAMPLES], config.model, EXAMPLES)
-        self._summaries = Summaries(workdir, trainer, next(iter(examples)))
+        step = int(trainer.state.step)
+        self._summaries = Summaries(
+            workdir,
+            config,
+            self._model,
+            trainer.regularizer.layers,
+            next(iter(examples)),
+            step,
+            facts={
+                "replicas": trainer.strategy.num_replicas_in_sync,
+                "steps": f"{trainer.total_steps:,}",
+            },
+        )
         self._collapsed: list[int] = []
-        step = int(trainer.steps_done.numpy())
         self._bar = tqdm(
             total=trainer.total_steps,
             initial=step,
@@ -59,17 +76,17 @@ class Progress:
         self._restart_clock(step)
 
     def after_step(self, step: int, metrics: StepMetrics) -> None:
-        """To be called after every step, with its number from 1."""
+        """Reports a step; call it after every one, with its number from 1."""
         train = self._trainer.config.train
         self._bar.update()
         if step % train.log_every == 0 or step == self._trainer.total_steps:
             self._report(step, metrics)
 
     def go_back_to(self, step: int) -> None:
-        """To be called after a rollback, with the steps done."""
+        """Reports that a rollback has gone back to so many steps done."""
         self._bar.reset(total=self._trainer.total_steps)
         self._bar.update(step)
-        self._summaries.restart()
+        self._summaries.restart(step)
         self._restart_clock(step)
 
     def _restart_clock(self, step: int) -> None:
@@ -81,12 +98,12 @@ class Progress:
         rate = (step - since_step) * self._trainer.config.train.global_batch_size / seconds
         waiting = (self._trainer.seconds_waiting - waited) / seconds
         self._restart_clock(step)
-        elbo = float(metrics.negative_elbo)
+        elbo = float(metrics.batch.negative_elbo)
         bits = bits_per_dimension(elbo, self._trainer.config.model)
         self._bar.set_postfix_str(
             f"{rate:.0f} images/s, {waiting:.1%} waiting for data, -ELBO {elbo:.1f} nats, "
-            f"{bits:.3f} bits/dim, KL {float(metrics.kl):.1f}, "
-            f"beta {float(metrics.kl_coefficient):.2f}",
+            f"{bits:.3f} bits/dim, KL {float(metrics.batch.kl):.1f}, "
+            f"beta {float(metrics.schedule.kl):.2f}",
             refresh=False,
         )
         self._summaries.log_step(step, metrics, Speed(rate, waiting))
@@ -120,19 +137,20 @@ class Progress:
             self._write(f"step {step}: all groups are in use again")
 
     def _evaluate(self, images: np.ndarray, step: int) -> LikelihoodResult:
-        self._trainer.store_average()
+        self._model.take(self._trainer.state.evaluation_values())
         batches = evaluation_batches(images, self._trainer.config.model, _EVALUATION_BATCH)
         result = self._evaluator.evaluate(batches)
         self._summaries.log_validation(step, result)
         self._summaries.log_pictures(step)
+        self._model.release()
         return result
 
     def flush(self) -> None:
-        """Makes visible what was logged so far."""
+        """Makes everything that was logged visible."""
         self._summaries.flush()
 
     def fail(self) -> None:
-        """To be called when the run ends without a result."""
+        """Reports that the run ends without a result."""
         self._summaries.end(success=False)
 
     def finish(self) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.model.layers.convolution import effective_kernels, given_kernels
-from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling.images import sheet, to_uint8
 from nvae_tf.sampling.latents import vary
 from nvae_tf.sampling.sampler import row_noise
@@ -17,9 +16,6 @@ from nvae_tf.sampling.sampler import row_noise
 EXAMPLES = 16  # images that are reconstructed or drawn at a time
 _COLUMNS = 8
 _STRIPS = 6  # images of `first_groups`
-
-
-Kernels: TypeAlias = dict[int, tf.Tensor]  # normalised, by layer
 
 
 class Sheets(NamedTuple):
@@ -33,46 +29,42 @@ class Sheets(NamedTuple):
 
 
 class Gallery:
-    """Sheets of pictures (H, W, C) uint8, from the model's weights of the moment.
+    """Draws sheets of pictures (H, W, C) uint8.
 
     Reconstruction, sampling and what lies between differ in how many groups come from an image, so
     one traced function draws them all.
 
     Args:
-      model: to draw with.
+      model: The model to draw with, whose weights may change between the calls of `draw`.
       examples: 1 to 16 held-out images (N, H, W, C) as the model sees them.
     """
 
-    def __init__(self, model: NVAE, examples: tf.Tensor):
-        self._model = model
+    def __init__(self, model: AnyModel, examples: tf.Tensor):
+        self._model = InferenceModel.of(model)
         self._examples = examples[:EXAMPLES]
-        self._draw = tf.function(self._draw_rows, autograph=False)
+        self._draw = self._model.function(self._draw_rows)
 
     def draw(self, temperatures: Sequence[float]) -> Sheets:
-        """All sheets, with samples at these temperatures; the kernels are normalised once."""
-        kernels = effective_kernels(self._model.convolutions())
+        """Draws all sheets, with samples at these temperatures."""
         return Sheets(
-            pairs=self._reconstructions(kernels),
-            first_groups=self._first_groups(kernels),
-            samples=[self._samples(kernels, temperature) for temperature in temperatures],
+            pairs=self._reconstructions(),
+            first_groups=self._first_groups(),
+            samples=[self._samples(temperature) for temperature in temperatures],
         )
 
     def _draw_rows(
         self,
-        kernels: Kernels,
         images: tf.Tensor,
         keep_groups: tf.Tensor,
         seeds: tf.Tensor,
         temperature: tf.Tensor,
     ) -> tf.Tensor:
-        with given_kernels(kernels):
-            noise = row_noise(self._model, seeds)
-            drawn = vary(self._model, images, keep_groups, noise, temperature)
+        noise = row_noise(self._model, seeds)
+        drawn = vary(self._model, images, keep_groups, noise, temperature)
         return self._model.crop_padding(drawn)
 
     def _rows(
         self,
-        kernels: Kernels,
         examples: np.ndarray,
         keep_groups: np.ndarray,
         seeds: np.ndarray,
@@ -84,7 +76,6 @@ class Gallery:
             rows = np.arange(first, first + EXAMPLES) % len(examples)  # always as many
             pairs = np.stack([np.zeros_like(seeds[rows]), seeds[rows]], axis=1)
             images = self._draw(
-                kernels,
                 tf.gather(self._examples, examples[rows]),
                 tf.constant(keep_groups[rows], tf.int32),
                 tf.constant(pairs, tf.int64),
@@ -93,19 +84,19 @@ class Gallery:
             drawn.append(images.numpy())
         return np.concatenate(drawn)[: len(examples)]
 
-    def _reconstructions(self, kernels: Kernels) -> np.ndarray:
+    def _reconstructions(self) -> np.ndarray:
         numbers = np.arange(len(self._examples))
         keep = np.full_like(numbers, self._model.config.num_groups)
-        pairs = np.stack([self._inputs(), self._rows(kernels, numbers, keep, numbers)], axis=1)
+        pairs = np.stack([self._inputs(), self._rows(numbers, keep, numbers)], axis=1)
         return sheet(to_uint8(pairs.reshape(-1, *pairs.shape[2:])), _COLUMNS)
 
     def _inputs(self) -> np.ndarray:
         return self._model.crop_padding(self._examples).numpy()
 
-    def _samples(self, kernels: Kernels, temperature: float) -> np.ndarray:
+    def _samples(self, temperature: float) -> np.ndarray:
         numbers = np.arange(EXAMPLES)
         examples = numbers % len(self._examples)  # of which nothing is kept
-        drawn = self._rows(kernels, examples, np.zeros_like(numbers), numbers, temperature)
+        drawn = self._rows(examples, np.zeros_like(numbers), numbers, temperature)
         return sheet(to_uint8(drawn), _COLUMNS)
 
     def shown_groups(self) -> list[int]:
@@ -114,11 +105,11 @@ class Gallery:
         columns = min(groups + 1, _COLUMNS - 1)
         return np.linspace(0, groups, columns).round().astype(int).tolist()
 
-    def _first_groups(self, kernels: Kernels) -> np.ndarray:
+    def _first_groups(self) -> np.ndarray:
         keep = self.shown_groups()
         count = min(_STRIPS, len(self._examples))
         numbers = np.repeat(np.arange(count), len(keep))
-        drawn = self._rows(kernels, numbers, np.tile(keep, count), numbers)
+        drawn = self._rows(numbers, np.tile(keep, count), numbers)
         strips = drawn.reshape(count, len(keep), *drawn.shape[1:])
         rows = np.concatenate([strips, self._inputs()[:count, None]], axis=1)
         return sheet(to_uint8(rows.reshape(-1, *rows.shape[2:])), columns=len(keep) + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,15 +12,17 @@ from tensorboard.plugins.custom_scalar import summary as custom_scalar_summary
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import summary as hparams_summary
 
+from nvae_tf.config import ExperimentConfig
 from nvae_tf.evaluation import (
     ACTIVE_CHANNEL_NATS,
     LikelihoodResult,
     collapsed_groups,
     figures,
 )
+from nvae_tf.model.inference import InferenceModel
 from nvae_tf.runs.workdir import Workdir
+from nvae_tf.training.metrics import BatchMeans, StepMetrics
 from nvae_tf.training.objective import bits_per_dimension
-from trainers.run.trainer import StepMetrics, Trainer
 from trainers.summaries import description
 from trainers.summaries.event_files import event_files, open_writer, read_scalars
 from trainers.summaries.gallery import Gallery
@@ -48,89 +50,98 @@ class Summaries:
     layout of the custom charts, and its row in the table of runs, whose metrics it has.
 
     Args:
-      workdir: where the event files go.
-      trainer: whose run it is; what was logged after the steps that it has done is removed.
+      workdir: Where the event files go.
+      config: The run's configuration.
+      model: The model, which has the weights of the moment whenever pictures are logged.
+      layers: The paths of the convolutions, in the order of the steps' singular values.
       examples: (16 or fewer, H, W, C) held-out images, as the model sees them.
+      step: The number of steps done; what was logged after them is removed.
+      facts: What else is to be shown of the run, by name.
     """
 
-    def __init__(self, workdir: Workdir, trainer: Trainer, examples: tf.Tensor):
+    def __init__(
+        self,
+        workdir: Workdir,
+        config: ExperimentConfig,
+        model: InferenceModel,
+        layers: Sequence[str],
+        examples: tf.Tensor,
+        step: int,
+        facts: Mapping[str, object],
+    ):
         self._workdir = workdir
-        self._trainer = trainer
-        self._config = trainer.config.model
-        self._gallery = Gallery(trainer.model, examples)
+        self._experiment = config
+        self._config = config.model
+        self._model = model
+        self._layers = layers
+        self._gallery = Gallery(model, examples)
         self._last: StepMetrics | None = None  # that was logged, as arrays
-        self._describe()
-        self._open()
+        self._describe(facts)
+        self._open(step)
 
     def _run(self, name: str) -> str:
         return os.path.join(self._workdir.tensorboard, name)
 
-    def _open(self) -> None:
-        step = int(self._trainer.steps_done.numpy())
+    def _open(self, step: int) -> None:
         self._train = open_writer(self._run("train"), step)
         self._validation = open_writer(self._run("validation"), step)
         self._history = _read_kl(self._run("train"), self._config.num_groups)
 
-    def restart(self) -> None:
-        """To be called after the trainer has gone back to an earlier step."""
+    def restart(self, step: int) -> None:
+        """Goes on after an earlier step, and removes what was logged since."""
         self._train.close()
         self._validation.close()
-        self._open()
+        self._open(step)
 
-    def _describe(self) -> None:
-        directory, config = self._run("validation"), self._trainer.config
+    def _describe(self, facts: Mapping[str, object]) -> None:
+        directory, model = self._run("validation"), self._model.model
         for path in event_files(directory):
             if path.endswith(_DESCRIPTION):  # TensorBoard shows the first one that it finds
                 os.remove(path)
         self._description = tf.summary.create_file_writer(directory, filename_suffix=_DESCRIPTION)
-        facts = {
-            "replicas": self._trainer.strategy.num_replicas_in_sync,
-            "steps": f"{self._trainer.total_steps:,}",
-            "parameters": f"{self._trainer.model.num_trainable_parameters:,}",
-        }
+        parameters = {"parameters": f"{model.num_trainable_parameters:,}"}
         with self._description.as_default(step=0):
-            description.write_hyperparameters(config, self._workdir.path)
-            tf.summary.text("configuration", description.configuration_tables(config))
-            tf.summary.text("model", description.model_tables(self._trainer.model))
-            tf.summary.text("surroundings", description.surroundings_table(facts))
+            description.write_hyperparameters(self._experiment, self._workdir.path)
+            tf.summary.text("configuration", description.configuration_tables(self._experiment))
+            tf.summary.text("model", description.model_tables(model))
+            tf.summary.text("surroundings", description.surroundings_table({**facts, **parameters}))
             layout = custom_scalar_summary.pb(chart_layout(self._config))
             tf.summary.experimental.write_raw_pb(layout.SerializeToString())
         self._description.flush()
 
     def log_step(self, step: int, metrics: StepMetrics, speed: Speed) -> None:
         """Scalars of a training step."""
-        values = StepMetrics(*(tensor.numpy() for tensor in metrics))
-        self._last = values
-        self._history[step] = values.kl_per_group
-        active = np.count_nonzero(values.kl_per_channel > ACTIVE_CHANNEL_NATS, axis=1)
+        self._last = tf.nest.map_structure(lambda tensor: tensor.numpy(), metrics)
+        batch, schedule, verdict = self._last
+        self._history[step] = batch.kl_per_group
+        active = np.count_nonzero(batch.kl_per_channel > ACTIVE_CHANNEL_NATS, axis=1)
         scalar = tf.summary.scalar
         with self._train.as_default(step):
-            scalar("loss/total", values.loss, description="What is minimised.")
-            self._log_bound(
-                (values.negative_elbo, values.reconstruction, values.kl), values.standard_errors
-            )
-            scalar("regularization/spectral", values.singular_values.sum())
-            scalar("regularization/batch_norm", values.batch_norm)
+            scalar("loss/total", batch.loss, description="What is minimised.")
+            size = self._experiment.train.global_batch_size
+            self._log_bound(batch.bound, batch.standard_errors(size).numpy())
+            scalar("regularization/spectral", batch.singular_values.sum())
+            scalar("regularization/batch_norm", batch.batch_norm)
             scalar(
                 "spectral_norm/largest",
-                values.singular_values.max(),
+                batch.singular_values.max(),
                 description="Of all convolutions' kernels. The text spectral_norm names the layer.",
             )
-            scalar("schedule/beta", values.kl_coefficient)
-            scalar("schedule/lambda", values.regularization_coefficient)
-            scalar("schedule/learning_rate", values.learning_rate)
-            scalar("training/gradient_norm", values.gradient_norm)
-            scalar("training/loss_scale", values.loss_scale)
+            scalar("schedule/beta", schedule.kl)
+            scalar("schedule/lambda", schedule.regularization)
+            scalar("schedule/learning_rate", schedule.learning_rate)
+            scalar("training/gradient_norm", verdict.gradient_norm)
+            scalar("training/loss_scale", verdict.loss_scale)
             scalar(
                 "training/skipped_steps",
-                values.skipped,
+                verdict.skipped,
                 description="Steps so far whose gradients were not finite or too large.",
             )
             scalar("training/images_per_second", speed.images_per_second)
             scalar("training/waiting_for_data", speed.waiting, description="Of the time, 0 to 1.")
-            self._log_groups("kl", values.kl_per_group, "Nats.")
+            self._log_groups("kl", batch.kl_per_group, "Nats.")
             self._log_groups(
-                "kl_balance", values.balance, "Weight of the group's KL while beta rises."
+                "kl_balance", batch.balance, "Weight of the group's KL while beta rises."
             )
             self._log_groups(
                 "kl_active_channels",
@@ -170,20 +181,19 @@ class Summaries:
         """Figures of where the information is, reconstructions, samples."""
         if self._last:
             with self._train.as_default(step):
-                self._log_figures(self._last)
-                self._log_singular_values(self._last.singular_values)
+                self._log_figures(self._last.batch)
+                self._log_singular_values(self._last.batch.singular_values)
         if self._config.image_shape[-1] in (1, 3, 4):  # what a picture can show
             with self._validation.as_default(step):
                 self._log_gallery()
 
     def _log_singular_values(self, values: np.ndarray) -> None:
-        layers = self._trainer.regularizer.layers
         largest = np.argsort(-values)[:_LAYERS_SHOWN]
-        rows = [(f"`{layers[i]}`", f"{values[i]:.4f}") for i in largest]
+        rows = [(f"`{self._layers[i]}`", f"{values[i]:.4f}") for i in largest]
         header = ("layer", "largest singular value")
         tf.summary.text("spectral_norm", description.markdown_table(header, rows))
 
-    def _log_figures(self, last: StepMetrics) -> None:
+    def _log_figures(self, last: BatchMeans) -> None:
         steps = np.array(list(self._history))
         kl = np.stack(list(self._history.values()))
         shown = np.unique(np.linspace(0, len(steps) - 1, _COLUMNS_OF_TIME).round().astype(int))

@@ -20,8 +20,9 @@ from nvae_tf import presets
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import new_directory
-from nvae_tf.runs.workdir import Workdir, checkpoint_step, load_model
-from trainers.run.checkpoints import save_weights
+from nvae_tf.runs.checkpoint_files import checkpoint_step
+from nvae_tf.runs.load import load_model, save_weights
+from nvae_tf.runs.workdir import Workdir
 from trainers.run.experiment import train
 from trainers.tfx.examples import DataAccessor, copy_images
 

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.architectures import Operation, parse_operation
+from nvae_tf.model.layers.context import current_call
 from nvae_tf.model.layers.convolution import (
     Convolution,
     WeightNormConvolution,
@@ -17,7 +18,7 @@ from nvae_tf.model.layers.convolution import (
     uniform_bias,
 )
 from nvae_tf.model.layers.normalization import BatchNormalization
-from nvae_tf.model.layers.recomputation import is_recomputing, recompute
+from nvae_tf.model.layers.recomputation import recompute
 
 _BRANCH_SCALE = 0.1
 KINDS = ("normal", "down", "up")
@@ -322,8 +323,9 @@ class ResidualCell(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        if training and is_recomputing():
-            return recompute(self, functools.partial(self._compute, training=True), x)
+        call = current_call()
+        if training and call and call.recompute:
+            return recompute(self, functools.partial(self._compute, training=True), x, call)
         return self._compute(x, training)
 
     def _compute(self, x: tf.Tensor, training: bool) -> tf.Tensor:

@@ -1,75 +1,56 @@
-"""Convolutions with symmetric padding: raw, weight-normalised and masked (SPEC sections 2 and 5).
+"""Convolutions with symmetric padding: raw, weight-normalised and masked.
 
-The weights in effect (after weight normalisation and masking) are called effective kernels. A
-network has hundreds of them in a few shapes, so `KernelBank` computes all kernels of one shape in
-one batched operation; inside `KernelBank.use` the layers take theirs from there. That keeps the
-graph small, and gives the spectral regularisation the stacks that it iterates on.
+The paper's appendix A names the weight normalisation; docs/model.md has the equations.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.model.layers.context import current_call
 from nvae_tf.model.layers.depthwise import depthwise_convolution
+from nvae_tf.model.layers.kernels import kernel_norm, weight_norm
+from nvae_tf.model.layers.masks import autoregressive_mask
 from nvae_tf.model.stacks import StackFunction, stack_variables
 
-_NORM_OFFSET = 1e-5  # in w = exp(g) v / (|v| + offset)
 _INITIAL_NORM_OFFSET = 1e-2  # in g = log(|v| + offset) at the start
 _DATA_INIT_STDDEV = 0.2  # of the output of a convolution after data-dependent initialisation
 
-# Thread-local, because MirroredStrategy traces every replica in a thread of its own.
-_tracing = threading.local()
-
 
 def fan_in_uniform() -> keras.initializers.Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): how all kernels start."""
+    """Returns U(-1/sqrt(fan_in), 1/sqrt(fan_in)), from which all kernels are drawn."""
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
 
 
 def uniform_bias(fan_in: int) -> keras.initializers.Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): how all biases start."""
+    """Returns U(-1/sqrt(fan_in), 1/sqrt(fan_in)), from which all biases are drawn."""
     limit = 1 / math.sqrt(fan_in)
     return keras.initializers.RandomUniform(-limit, limit)
 
 
-@contextlib.contextmanager
-def data_dependent_initialization() -> Iterator[None]:
-    """In this scope, an eager call of a convolution built with `data_init` sets its scale and bias.
-
-    After it, that convolution's output on the same input has mean 0 and standard deviation 1/5 in
-    every channel (SPEC section 2, `res_elu`).
-    """
-    _tracing.data_init = True
-    try:
-        yield
-    finally:
-        _tracing.data_init = False
-
-
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class Convolution(keras.layers.Layer):
-    """A 2-D convolution with symmetric padding of (k-1)/2, for stride 2 too.
+    """A 2-D convolution that pads (k-1)/2 pixels on each side, for stride 2 too.
 
     Input and output are NHWC, the kernel is HWIO: (k, k, in / groups, out). A depthwise
     convolution is one with as many groups as channels.
 
     Args:
-      filters: output channels.
-      kernel_size: odd side of the kernel.
+      filters: The number of output channels.
+      kernel_size: The side of the kernel, an odd number.
       strides: 1 or 2.
-      dilation: spacing of the kernel's taps; with strides, a multiple of them.
-      groups: convolution groups, a divisor of input and output channels.
-      use_bias: whether to add a bias.
+      dilation: The spacing of the kernel's taps; with strides, a multiple of them.
+      groups: The number of convolution groups, a divisor of input and output channels.
+      use_bias: Whether to add a bias.
 
     Raises:
-      ValueError: in `build`, if the groups do not divide the channels.
+      ValueError: `build` raises it if the groups do not divide the channels.
     """
 
     def __init__(
@@ -80,7 +61,7 @@ class Convolution(keras.layers.Layer):
         dilation: int = 1,
         groups: int = 1,
         use_bias: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.filters = filters
@@ -107,22 +88,26 @@ class Convolution(keras.layers.Layer):
             self.bias = self._add_float32("bias", (self.filters,), uniform_bias(fan_in))
         self.built = True
 
-    def _add_float32(self, name: str, shape: tuple[int, ...], initializer) -> keras.Variable:
+    def _add_float32(self, name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
         # Norms and power iterations need float32, whatever the activations are computed in.
         return self.add_weight(
             name=name, shape=shape, initializer=initializer, dtype="float32", autocast=False
         )
 
     def effective_kernel(self) -> tf.Tensor:
-        """The kernel that the convolution uses, HWIO, float32."""
-        shared = getattr(_tracing, "kernels", None)
-        if shared is not None and id(self) in shared:
-            return shared[id(self)]
-        return self._compute_kernels([self], stack_variables)[0]
+        """Returns the kernel that the convolution uses, HWIO, float32."""
+        call = current_call()
+        if call and self.kernel.path in call.kernels:
+            return tf.convert_to_tensor(call.kernels[self.kernel.path])
+        return self.compute_kernels([self], stack_variables)[0]
+
+    def kernel_variables(self) -> list[keras.Variable]:
+        """Returns the variables that the effective kernel is computed from, the kernel first."""
+        return [self.kernel]
 
     @classmethod
-    def _compute_kernels(cls, layers: Sequence[Convolution], stack: StackFunction) -> tf.Tensor:
-        """Effective kernels (n, h, w, in, out) of n layers of this class and of one shape."""
+    def compute_kernels(cls, layers: Sequence[Convolution], stack: StackFunction) -> tf.Tensor:
+        """Computes the kernels (n, h, w, in, out) of n layers of this class and of one shape."""
         return stack([layer.kernel for layer in layers])
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -176,16 +161,19 @@ def _pointwise(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class WeightNormConvolution(Convolution):
-    """A convolution with `w = exp(g) v / (|v| + 1e-5)`, the norm per output channel.
+    """A convolution whose kernel is `exp(g) v / (|v| + 1e-5)`, with a norm per output channel.
 
     Args:
-      data_init: whether scale and bias are set from the first batch (see
-        `data_dependent_initialization`).
-      log_scale_shift: added to the initial g = log(|v| + 0.01).
-      **kwargs: those of `Convolution`.
+      data_init: Whether a `functional_call` with `initialize` sets scale and bias from what the
+        convolution sees, so that its output has mean 0 and standard deviation 1/5 in every channel
+        (`res_elu` cells).
+      log_scale_shift: A number that is added to the initial g = log(|v| + 0.01).
+      **kwargs: The arguments of `Convolution`.
     """
 
-    def __init__(self, *args, data_init: bool = False, log_scale_shift: float = 0.0, **kwargs):
+    def __init__(
+        self, *args: Any, data_init: bool = False, log_scale_shift: float = 0.0, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
         self.data_init = data_init
         self.log_scale_shift = log_scale_shift
@@ -194,23 +182,31 @@ class WeightNormConvolution(Convolution):
         super().build(input_shape)
 
         # An initializer, because an assignment in build() is lost when Keras builds symbolically.
-        def initial_log_scale(shape, dtype=None):
+        def initial_log_scale(shape: tuple, dtype: str | None = None) -> tf.Tensor:
             del shape, dtype
             kernel = self._masked(tf.convert_to_tensor(self.kernel))
-            return tf.math.log(_norm(kernel) + _INITIAL_NORM_OFFSET) + self.log_scale_shift
+            return tf.math.log(kernel_norm(kernel) + _INITIAL_NORM_OFFSET) + self.log_scale_shift
 
         self.log_scale = self._add_float32("log_scale", (self.filters,), initial_log_scale)
 
     def _masked(self, kernel: tf.Tensor) -> tf.Tensor:
         return kernel
 
+    def kernel_variables(self) -> list[keras.Variable]:
+        return [self.kernel, self.log_scale]
+
     @classmethod
-    def _compute_kernels(cls, layers: Sequence[Convolution], stack: StackFunction) -> tf.Tensor:
-        kernels = stack([layer.kernel for layer in layers])
-        return _weight_norm(kernels, stack([layer.log_scale for layer in layers]))
+    def compute_kernels(cls, layers: Sequence[Convolution], stack: StackFunction) -> tf.Tensor:
+        kernels = cls._masked_stack(layers, stack([layer.kernel for layer in layers]))
+        return weight_norm(kernels, stack([layer.log_scale for layer in layers]))
+
+    @classmethod
+    def _masked_stack(cls, layers: Sequence[Convolution], kernels: tf.Tensor) -> tf.Tensor:
+        return kernels
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        if self.data_init and getattr(_tracing, "data_init", False):
+        call = current_call()
+        if self.data_init and call and call.initialize:
             self._initialize_from(x)
         return super().call(x)
 
@@ -236,12 +232,12 @@ class MaskedConvolution(WeightNormConvolution):
     At the kernel's centre the channels are ordered too; see `autoregressive_mask`.
 
     Args:
-      strict: whether a channel is hidden from itself.
-      mirror: whether the order of the pixels is reversed.
-      **kwargs: those of `WeightNormConvolution`.
+      strict: Whether a channel is hidden from itself.
+      mirror: Whether the order of the pixels is reversed.
+      **kwargs: The arguments of `WeightNormConvolution`.
     """
 
-    def __init__(self, *args, strict: bool, mirror: bool, **kwargs):
+    def __init__(self, *args: Any, strict: bool, mirror: bool, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.strict = strict
         self.mirror = mirror
@@ -256,136 +252,8 @@ class MaskedConvolution(WeightNormConvolution):
         return kernel * tf.constant(self.mask)
 
     @classmethod
-    def _compute_kernels(cls, layers: Sequence[Convolution], stack: StackFunction) -> tf.Tensor:
-        kernels = stack([layer.kernel for layer in layers])
-        masks = tf.constant(np.stack([layer.mask for layer in layers]))
-        return _weight_norm(kernels * masks, stack([layer.log_scale for layer in layers]))
+    def _masked_stack(cls, layers: Sequence[Convolution], kernels: tf.Tensor) -> tf.Tensor:
+        return kernels * tf.constant(np.stack([layer.mask for layer in layers]))
 
     def get_config(self) -> dict:
         return {**super().get_config(), "strict": self.strict, "mirror": self.mirror}
-
-
-def autoregressive_mask(
-    kernel_size: int, channels: int, filters: int, groups: int, strict: bool, mirror: bool
-) -> np.ndarray:
-    """Zeros and ones (k, k, channels / groups, filters) of a masked kernel (SPEC section 5).
-
-    Rows above the centre are open, and in the centre row the positions left of the centre. At the
-    centre, output block i sees the input blocks up to i (before i, if strict), where a block is one
-    channel on the side that has fewer. `mirror` flips both spatial axes.
-
-    Raises:
-      ValueError: if neither number of channels is a multiple of the other.
-    """
-    if max(channels, filters) % min(channels, filters):
-        raise ValueError(
-            f"A masked convolution needs channels and filters of which one divides the other, "
-            f"received {channels} and {filters}."
-        )
-    centre = (kernel_size - 1) // 2
-    mask = np.zeros((kernel_size, kernel_size, channels // groups, filters), np.float32)
-    mask[:centre] = 1
-    mask[centre, :centre] = 1
-    blocks = min(channels, filters)
-    block_in = np.arange(channels) // (channels // blocks)
-    block_out = np.arange(filters) // (filters // blocks)
-    sees = np.less if strict else np.less_equal
-    if groups == 1:
-        mask[centre, centre] = sees(block_in[:, None], block_out[None, :])
-    else:  # depthwise: a channel meets only itself
-        mask[centre, centre] = 0 if strict else 1
-    return mask[::-1, ::-1].copy() if mirror else mask
-
-
-class KernelBank:
-    """The effective kernels of many convolutions, those of one class and shape in one stack.
-
-    Args:
-      layers: built convolutions; the stacks' order follows theirs.
-    """
-
-    def __init__(self, layers: Iterable[Convolution]):
-        stacks: dict[tuple, list[Convolution]] = {}
-        for layer in layers:
-            key = (type(layer), tuple(layer.kernel.shape))
-            stacks.setdefault(key, []).append(layer)
-        self.stacks = list(stacks.values())
-
-    def variable_groups(self) -> list[list[keras.Variable]]:
-        """The variables that `compute` needs stacked."""
-        groups = [[layer.kernel for layer in layers] for layers in self.stacks]
-        return groups + [
-            [layer.log_scale for layer in layers]
-            for layers in self.stacks
-            if isinstance(layers[0], WeightNormConvolution)
-        ]
-
-    def compute(self, stack: StackFunction = stack_variables) -> list[tf.Tensor]:
-        """All effective kernels: one tensor (n, h, w, in, out) per stack, float32.
-
-        Args:
-          stack: where the stacks of `variable_groups` come from.
-        """
-        return [type(layers[0])._compute_kernels(layers, stack) for layers in self.stacks]
-
-    @contextlib.contextmanager
-    def use(self, stacks: Sequence[tf.Tensor]) -> Iterator[None]:
-        """In this scope the layers use these kernels, which `compute` returned."""
-        kernels = {
-            id(layer): kernel
-            for layers, stack in zip(self.stacks, stacks)
-            for layer, kernel in zip(layers, tf.unstack(stack))
-        }
-        with given_kernels(kernels):
-            yield
-
-
-def effective_kernels(layers: Iterable[Convolution]) -> dict[int, tf.Tensor]:
-    """The layers' effective kernels of the moment, for `given_kernels`.
-
-    What runs a model many times with the same weights need not normalise them every time.
-    """
-    return {id(layer): layer.effective_kernel() for layer in layers}
-
-
-@contextlib.contextmanager
-def given_kernels(kernels: dict[int, tf.Tensor]) -> Iterator[None]:
-    """In this scope, layers take their effective kernels from there, by their id."""
-    outer = getattr(_tracing, "kernels", None)
-    _tracing.kernels = kernels
-    try:
-        yield
-    finally:
-        _tracing.kernels = outer
-
-
-def _weight_norm(v: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
-    """`exp(g) v / (|v| + 1e-5)` for kernels (n, h, w, in, out) and g (n, out).
-
-    Its gradient is written out: it reads and writes the weights about half as often.
-    """
-
-    @tf.custom_gradient
-    def normalize(v, log_scale):
-        norm = _norm(v)
-        scale = tf.exp(log_scale) / (norm + _NORM_OFFSET)
-
-        def gradient(dw):
-            d_scale = tf.reduce_sum(dw * v, axis=[1, 2, 3])
-            d_log_scale = d_scale * scale
-            # d|v| / dv = v / |v|, and 0 where the norm is 0
-            radial = tf.math.divide_no_nan(-d_log_scale, (norm + _NORM_OFFSET) * norm)
-            return dw * _per_filter(scale) + v * _per_filter(radial), d_log_scale
-
-        return v * _per_filter(scale), gradient
-
-    return normalize(v, log_scale)
-
-
-def _per_filter(values: tf.Tensor) -> tf.Tensor:
-    return values[:, None, None, None, :]
-
-
-def _norm(kernels: tf.Tensor) -> tf.Tensor:
-    """Norm per output channel, of kernels (..., h, w, in, out)."""
-    return tf.sqrt(tf.reduce_sum(tf.square(kernels), axis=[-4, -3, -2]))

@@ -1,86 +1,46 @@
-"""Batch normalisation, synchronised over replicas, fused with the swish that follows it.
+"""Batch normalisation, synchronised over replicas, fused with the activation that follows it.
 
-SPEC section 2; paper section 3.2 (memory).
+The paper's section 3.2 recomputes activations to save memory; docs/model.md has the details.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from nvae_tf.model.layers.context import current_call
+
 MOMENTUM = 0.95  # of the moving averages
 _AXES = [0, 1, 2]
 
-# Thread-local, because MirroredStrategy traces every replica in a thread of its own.
-_tracing = threading.local()
 
-
-class BatchStatistics(dict[int, tf.Tensor]):
-    """A batch's means and unbiased variances (C,), by the `id` of the moving average's variable.
-
-    Attributes:
-      counts: how many values per channel each of them was computed from, by the same `id`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: dict[int, float | tf.Tensor] = {}
-
-
-@contextlib.contextmanager
-def batch_statistics() -> Iterator[BatchStatistics]:
-    """In this scope no moving average changes; what would have gone into it is collected.
-
-    Yields:
-      What gets the statistics while the model is called in training mode.
-    """
-    outer = getattr(_tracing, "statistics", None)
-    _tracing.statistics = BatchStatistics()
-    try:
-        yield _tracing.statistics
-    finally:
-        _tracing.statistics = outer
-
-
-def record_statistic(
-    average: keras.Variable, new: tf.Tensor, count: float | tf.Tensor | None = None
-) -> None:
-    """Collects what goes into a moving average (C,); without `batch_statistics`, puts it there.
-
-    Args:
-      average: the variable.
-      new: the batch's own mean or unbiased variance.
-      count: of the values per channel behind it, where it is known.
-    """
-    collected = getattr(_tracing, "statistics", None)
-    if collected is None:
-        average.assign(MOMENTUM * average + (1 - MOMENTUM) * new)
-    else:
-        collected[id(average)] = new
-        if count is not None:
-            collected.counts[id(average)] = count
+def move_average(average: tf.Tensor, statistic: tf.Tensor) -> tf.Tensor:
+    """Returns a moving average (C,) after a step whose batch had this statistic (C,)."""
+    return MOMENTUM * average + (1 - MOMENTUM) * statistic
 
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class BatchNormalization(keras.layers.Layer):
-    """`activation(gamma (x - mean) / sqrt(variance + 1e-5) + beta)`, NHWC, statistics in float32.
+    """Batch normalisation: `activation(gamma (x - mean) / sqrt(variance + 1e-5) + beta)`, NHWC.
 
-    In training, mean and (biased) variance are those of the global batch, and the moving averages
-    keep 0.95 of their value; the moving variance takes the unbiased one. For the backward pass only
-    the input is kept, the rest is computed again.
+    In training, mean and (biased) variance are those of the global batch, in float32. The layer
+    then moves its averages, which keep 0.95 of their value, towards the mean and the unbiased
+    variance; inside a `functional_call` it leaves both there instead. For the backward pass it
+    keeps the input only and computes the rest again.
 
     Args:
       activation: `"swish"`, `"elu"` or None.
-      repeats: how often each value of the input counts in the unbiased variance. A tensor that is
+      repeats: How often each value of the input counts in the unbiased variance. A tensor that is
         about to be up-sampled by repetition has the moments of the up-sampled one, but not its
         number of values.
+
+    Raises:
+      ValueError: The activation is none of these.
     """
 
-    def __init__(self, activation: str | None = None, repeats: int = 1, **kwargs):
+    def __init__(self, activation: str | None = None, repeats: int = 1, **kwargs: Any):
         super().__init__(**kwargs)
         if activation not in (None, "swish", "elu"):
             raise ValueError(f"activation must be swish, elu or None, received {activation!r}.")
@@ -89,7 +49,7 @@ class BatchNormalization(keras.layers.Layer):
         self.epsilon = 1e-5
 
     def build(self, input_shape: tuple) -> None:
-        def add(name, initializer, trainable):
+        def add(name: str, initializer: str, trainable: bool) -> keras.Variable:
             return self.add_weight(
                 name=name,
                 shape=(input_shape[-1],),
@@ -127,8 +87,13 @@ class BatchNormalization(keras.layers.Layer):
             y, mean, variance = _normalize_synchronized(x, gamma, beta, offset, self.epsilon, swish)
         count = self.repeats * _replicas() * _values_per_channel(x)
         unbiased = variance * (count / _at_least_1(count - 1))
-        record_statistic(self.moving_mean, mean, count)
-        record_statistic(self.moving_variance, unbiased, count)
+        call = current_call()
+        for average, statistic in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
+            if call is None:
+                average.assign(move_average(average, statistic))
+            else:
+                call.statistics[average.path] = statistic
+                call.counts[average.path] = count
         return y
 
     def get_config(self) -> dict:
@@ -139,9 +104,9 @@ class BatchNormalization(keras.layers.Layer):
         }
 
 
-# The two ways below compute the same: y, mean and biased variance, and with them the gradient of y
-# alone. Each keeps of the activations only x; the rest it computes again on the way back, once dy
-# is there (without that dependency the executor may recompute early, and keep both).
+# The next two functions compute the same: y, mean and biased variance, of which y has a gradient.
+# Of the activations they keep x only, and compute the rest again in the backward pass, once dy is
+# there: without that dependency the executor may recompute early, and keep both.
 
 
 def _normalize_fused(

@@ -1,68 +1,42 @@
-"""Cells computed a second time on the way back, instead of keeping their activations.
+"""Cells that are computed a second time in the backward pass, instead of keeping activations.
 
-Like `tf.recompute_grad`, but batch statistics are collected in the first pass alone, and all that a
-cell uses is an argument: tracing stays linear in the number of cells.
+This is like `tf.recompute_grad`, but only the first pass leaves batch statistics, and everything
+that a cell uses is an argument: tracing stays linear in the number of cells.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-from nvae_tf.model.layers.convolution import Convolution, given_kernels
-from nvae_tf.model.layers.normalization import batch_statistics, record_statistic
-
-# Thread-local, because MirroredStrategy traces every replica in a thread of its own.
-_tracing = threading.local()
-
-
-@contextlib.contextmanager
-def recomputation(enabled: bool) -> Iterator[None]:
-    """In this scope, cells in training keep nothing but their input, if enabled."""
-    outer = is_recomputing()
-    _tracing.enabled = enabled
-    try:
-        yield
-    finally:
-        _tracing.enabled = outer
-
-
-def is_recomputing() -> bool:
-    """Whether cells are to be recomputed."""
-    return getattr(_tracing, "enabled", False)
+from nvae_tf.model.layers.context import Call, functional_call
+from nvae_tf.model.layers.convolution import Convolution
 
 
 def recompute(
-    layer: keras.layers.Layer, call: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor
+    layer: keras.layers.Layer, compute: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, call: Call
 ) -> tf.Tensor:
-    """`call(x)`, computed again when its gradient is.
+    """Returns `compute(x)`, which is computed again when its gradient is.
 
     Args:
-      layer: whose variables and convolutions `call` uses, and no others.
-      call: from one tensor to one tensor.
-      x: its argument.
+      layer: The layer whose variables and convolutions `compute` uses; it uses no others.
+      compute: A function of one tensor.
+      x: Its argument.
+      call: The call that gets the batch's statistics.
     """
     convolutions = [part for part in layer._flatten_layers() if isinstance(part, Convolution)]
-    kernels = [convolution.effective_kernel() for convolution in convolutions]
-    variables = layer.variables
-    values = [tf.convert_to_tensor(variable) for variable in variables]
-    averages = [v for v in variables if not v.trainable]
+    kernels = {part.kernel.path: part.effective_kernel() for part in convolutions}
+    values = {variable.path: tf.convert_to_tensor(variable) for variable in layer.variables}
+    averages = [variable.path for variable in layer.variables if not variable.trainable]
 
-    def run(x, *tensors):
-        given = dict(zip(map(id, convolutions), tensors))
-        state = list(zip(variables, tensors[len(convolutions) :]))
-        with (
-            keras.StatelessScope(state_mapping=state),
-            given_kernels(given),
-            recomputation(False),
-            batch_statistics() as statistics,
-        ):
-            y = call(x)
-        return y, [statistics[id(average)] for average in averages]
+    def run(x: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        given_kernels = dict(zip(kernels, tensors))
+        given_values = dict(zip(values, tensors[len(kernels) :]))
+        with functional_call(layer, given_values, given_kernels) as inner:
+            y = compute(x)
+        return y, [inner.statistics[path] for path in averages]
 
     @tf.custom_gradient
     def twice(x, *tensors):
@@ -78,7 +52,6 @@ def recompute(
 
         return (y, *statistics), gradient
 
-    y, *statistics = twice(x, *kernels, *values)
-    for average, statistic in zip(averages, statistics):
-        record_statistic(average, statistic)
+    y, *statistics = twice(x, *kernels.values(), *values.values())
+    call.statistics.update(zip(averages, statistics))
     return y

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.convolution import (
     Convolution,
-    KernelBank,
     MaskedConvolution,
     WeightNormConvolution,
-    autoregressive_mask,
-    data_dependent_initialization,
 )
+from nvae_tf.model.layers.kernels import KernelBank
+from nvae_tf.model.layers.masks import autoregressive_mask
 
 
 def direct_convolution(x, kernel, strides, dilation, groups):
@@ -100,7 +100,7 @@ def test_data_dependent_initialisation():
     x = 3 + 2 * tf.random.stateless_normal([16, 8, 8, 4], (0, 0))
     layer = WeightNormConvolution(6, 3, data_init=True)
     layer(x)
-    with data_dependent_initialization():
+    with functional_call(layer, initialize=True):
         layer(x)
     mean, variance = tf.nn.moments(layer(x), [0, 1, 2])
     np.testing.assert_allclose(mean, np.zeros(6), atol=1e-5)
@@ -158,7 +158,7 @@ def test_kernel_bank_gives_every_layer_its_own_kernel():
     bank = KernelBank(layers)
     alone = [layer.effective_kernel() for layer in layers]
     stacks = bank.compute()
-    with bank.use(stacks):
+    with functional_call(layers[0], kernels=bank.split(stacks)):
         shared = [layer.effective_kernel() for layer in layers]
     assert [stack.shape[0] for stack in stacks] == [2, 1, 1, 1]
     for a, b in zip(alone, shared):

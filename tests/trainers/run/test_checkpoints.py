@@ -1,16 +1,22 @@
 """What checkpoints hold, which are kept, and how a run comes back from a divergence."""
 
+import ast
 import os
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import nvae_tf
+from nvae_tf.model.stacks import StackedVariables, StackLayout
+from nvae_tf.model.towers import Towers
+from nvae_tf.runs.checkpoint_files import CheckpointReader, write_checkpoint
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import random_images, small_experiment_config
 from trainers.run import experiment
-from trainers.run import trainer as loop
+from trainers.run import step as step_module
+from trainers.run import trainer as trainer_module
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.experiment import train
 from trainers.run.strategies import make_strategy
@@ -33,10 +39,7 @@ def run(trainer, steps):
 
 
 def everything(trainer):
-    modules = (trainer.weights, trainer.moving_averages, trainer.average, trainer.optimizer)
-    modules += (trainer.regularizer, trainer.guard)
-    values = [v.numpy() for module in modules for v in module.variables]
-    return [*values, trainer.steps_done.numpy()]
+    return [variable.numpy() for variable in trainer.state.variables]
 
 
 def test_a_checkpoint_holds_everything(tmp_path):
@@ -44,8 +47,8 @@ def test_a_checkpoint_holds_everything(tmp_path):
     workdir.write_config(CONFIG)
     trainer, checkpointer = make(workdir)
     run(trainer, 2)
-    trainer.guard.skipped.assign(7)
-    trainer.guard.note_rollback(1)
+    trainer.state.guard.skipped.assign(7)
+    trainer.state.guard.note_rollback(1)
     checkpointer.save()
     restored, other = make(workdir)
     assert other.restore()
@@ -53,11 +56,11 @@ def test_a_checkpoint_holds_everything(tmp_path):
         np.testing.assert_array_equal(a, b)
     # Evaluations get the average.
     model = nvae_tf.load_model(tmp_path)
-    trainer.store_average()
-    for a, b in zip(model.variables, trainer.model.variables):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
-    trainer.store()
-    assert np.any(model.stem.kernel.numpy() != trainer.model.stem.kernel.numpy())
+    averaged = trainer.state.evaluation_values()
+    for variable in model.variables:
+        np.testing.assert_array_equal(variable.numpy(), averaged[variable.path])
+    kernel = model.stem.kernel
+    assert np.any(kernel.numpy() != trainer.state.model_values()[kernel.path])
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
@@ -65,7 +68,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     workdir.write_config(CONFIG)
     trainer, checkpointer = make(workdir)
     for step, negative_elbo in enumerate((5.0, 6.0, 4.0, 3.0)):
-        trainer.steps_done.assign(step)
+        trainer.state.step.assign(step)
         checkpointer.save()
         checkpointer.save_if_best(negative_elbo)
     names = {name for name in os.listdir(workdir.checkpoints) if name.endswith(".index")}
@@ -77,7 +80,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     # The record still stands after a restart from a checkpoint that was saved before it was set.
     trainer, checkpointer = make(workdir)
     checkpointer.restore()
-    trainer.steps_done.assign(5)
+    trainer.state.step.assign(5)
     checkpointer.save_if_best(3.5)
     assert workdir.checkpoint("best").endswith("best/ckpt-3")
 
@@ -94,7 +97,7 @@ def test_what_a_killed_save_leaves_is_removed(tmp_path):
 
 def poison(monkeypatch, steps):
     """Makes the loss of these steps NaN, unless the learning rate was lowered."""
-    terms, held = loop.objective_terms, {}
+    terms, held = step_module.objective_terms, {}
     start = Trainer.__init__
 
     def init(self, *args):
@@ -104,14 +107,14 @@ def poison(monkeypatch, steps):
     def poisoned(*args):
         result = terms(*args)
         trainer = held["trainer"]
-        bad = tf.reduce_any(tf.equal(trainer.steps_done, tf.constant(steps, tf.int64)))
-        bad = tf.logical_and(bad, trainer.guard.learning_rate_factor > 0.3)
+        bad = tf.reduce_any(tf.equal(trainer.state.step, tf.constant(steps, tf.int64)))
+        bad = tf.logical_and(bad, trainer.state.guard.learning_rate_factor > 0.3)
         factor = tf.where(bad, np.nan, 1.0)
         return result._replace(reconstruction=result.reconstruction * factor)
 
     monkeypatch.setattr(Trainer, "__init__", init)
-    monkeypatch.setattr(loop, "objective_terms", poisoned)
-    monkeypatch.setattr(loop, "_NOT_FINITE_LIMIT", 1)
+    monkeypatch.setattr(step_module, "objective_terms", poisoned)
+    monkeypatch.setattr(trainer_module, "_NOT_FINITE_LIMIT", 1)
     return held
 
 
@@ -123,7 +126,7 @@ def test_a_diverging_run_goes_back_and_learns_more_slowly(tmp_path, monkeypatch,
     assert "Back to step 2, with 0.5 times the learning rate (rollback 1 of 3)" in printed
     assert "Back to step 2, with 0.25 times the learning rate (rollback 2 of 3)" in printed
     assert "Finished" in printed and "rollback 3" not in printed
-    guard = held["trainer"].guard
+    guard = held["trainer"].state.guard
     assert int(guard.rollbacks) == 2 and float(guard.learning_rate_factor) == 0.25
 
 
@@ -150,3 +153,163 @@ def test_a_stop_request_ends_the_run_with_a_checkpoint(tmp_path, monkeypatch, ca
     assert "Stopped after step 1. The same command goes on" in capsys.readouterr().out
     assert workdir.latest_checkpoint().endswith("-1")
     assert not os.path.exists(workdir.evaluation)
+
+
+def test_every_value_stands_in_a_checkpoint_once(tmp_path):
+    workdir = Workdir(tmp_path)
+    trainer, checkpointer = make(workdir)
+    checkpointer.save()
+    shapes = dict(tf.train.list_variables(workdir.latest_checkpoint()))
+    model = trainer.model
+    trained = {f"{part}/{v.path}" for v in model.trainable_variables for part in PARTS}
+    averages = {f"model/{v.path}" for v in model.non_trainable_variables}
+    vectors = {f"singular_vector/{layer.kernel.path}" for layer in model.convolutions()}
+    scalars = {name for name, shape in shapes.items() if not shape} | {"layout"}
+    assert set(shapes) == trained | averages | vectors | scalars
+    sizes = {part: 0 for part in (*PARTS, "singular_vector")}
+    for name, shape in shapes.items():
+        if name not in scalars:
+            sizes[name.partition("/")[0]] += int(np.prod(shape))
+    parameters = model.num_trainable_parameters
+    moving = sum(int(np.prod(v.shape)) for v in model.non_trainable_variables)
+    filters = sum(layer.filters for layer in model.convolutions())
+    assert list(sizes.values()) == [parameters + moving, *3 * [parameters], filters]
+
+
+PARTS = ("model", "average", "momentum", "infinity_norm")
+
+
+def rewrite(workdir, change, directory):
+    """A workdir whose checkpoint has other names, or values in another order."""
+    reader = CheckpointReader(workdir.latest_checkpoint())
+    lines, items = change(
+        [line.decode() for line in reader.read("layout")],
+        {
+            name: reader.read(name)
+            for name, _ in tf.train.list_variables(reader.prefix)
+            if name != "layout"
+        },
+    )
+    variables = [
+        types.SimpleNamespace(path=path, shape=ast.literal_eval(shape))
+        for path, _, shape in (line.partition(" ") for line in lines)
+    ]
+    other = Workdir(directory)
+    other.write_config(CONFIG)
+    write_checkpoint(other.checkpoints, 1, variables, items, keep=1)
+    return other
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A workdir with a checkpoint, and its trainer."""
+    workdir = Workdir(tmp_path_factory.mktemp("saved"))
+    workdir.write_config(CONFIG)
+    trainer, checkpointer = make(workdir)
+    checkpointer.save()
+    return workdir, trainer
+
+
+def twins(trainer):
+    """The kernels of two layers of one shape, by path."""
+    first, second = (trainer.model.groups[number].encoder_cells[0] for number in (0, 1))
+    paths = [cell.branch[0].convolution.kernel.path for cell in (first, second)]
+    values = trainer.state.model_values()
+    assert values[paths[0]].shape == values[paths[1]].shape
+    return paths
+
+
+def renamed(paths):
+    def change(lines, items):
+        def new(name):
+            return name.replace("encoder_0_0_0", "encoder_0_7_0")
+
+        return [new(line) for line in lines], {new(n): value for n, value in items.items()}
+
+    return change
+
+
+def reordered(paths):
+    def change(lines, items):
+        i, j = (next(k for k, line in enumerate(lines) if line.startswith(p)) for p in paths)
+        lines[i], lines[j] = lines[j], lines[i]
+        return lines, items
+
+    return change
+
+
+def shortened(paths):
+    return lambda lines, items: (lines[:-1], items)
+
+
+def without_a_momentum(paths):
+    return lambda lines, items: (
+        lines,
+        {name: value for name, value in items.items() if name != f"momentum/{paths[0]}"},
+    )
+
+
+def with_an_average_of_nothing(paths):
+    return lambda lines, items: (lines, items | {"average/nothing": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (renamed, "encoder_0_7_0.*, that of this model encoder_0_0_0"),
+        (reordered, "does not hold this model: its variable"),
+        (shortened, "The first that only the model has is"),
+        (without_a_momentum, "lacks momentum/encoder_"),
+        (with_an_average_of_nothing, "also has average/nothing"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_checkpoint_of_other_layers_is_refused(saved, tmp_path, change, named):
+    workdir, trainer = saved
+    other = rewrite(workdir, change(twins(trainer)), tmp_path)
+    fresh, checkpointer = make(other)
+    before = everything(fresh)
+    with pytest.raises(ValueError, match=named):
+        checkpointer.restore()
+    for a, b in zip(everything(fresh), before):
+        np.testing.assert_array_equal(a, b)
+    if change is not without_a_momentum:  # which a model alone has no use for
+        with pytest.raises(ValueError, match=named):
+            nvae_tf.load_model(other.path)
+
+
+def test_layers_of_one_shape_that_are_built_in_another_order(saved, tmp_path, monkeypatch):
+    """Their checkpoint is refused; by position it would fit, and every value be another's."""
+    workdir, trainer = saved
+    names = iter(("encoder_0_1_0", "encoder_0_0_0"))
+    cell = Towers._cell
+
+    def swapped(self, name, *arguments):
+        swap = name in ("encoder_0_0_0", "encoder_0_1_0")
+        return cell(self, next(names) if swap else name, *arguments)
+
+    monkeypatch.setattr(Towers, "_cell", swapped)
+    other = Trainer(CONFIG, make_strategy("auto"), num_images=100)
+    layout = StackLayout(other.model.trainable_variables)
+    assert sorted(layout.shapes) == sorted(StackLayout(trainer.model.trainable_variables).shapes)
+    with pytest.raises(ValueError, match=r"is encoder_0_0_0.*, that of this model encoder_0_1_0"):
+        Checkpointer(other, workdir).restore()
+
+
+def test_values_come_back_by_name_whatever_their_place(saved):
+    """A state that lays its stacks out in another order restores every value right."""
+    workdir, trainer = saved
+    other = Trainer(CONFIG, make_strategy("auto"), num_images=100)
+    layout = StackLayout(other.model.trainable_variables[::-1])
+    assert layout.groups != trainer.state.weights.layout.groups
+    for part in ("weights", "momentum", "infinity_norm", "average"):
+        setattr(other.state, part, StackedVariables.zeros(layout, part))
+    other.state.restore(CheckpointReader(workdir.latest_checkpoint()))
+    for ours, theirs in (
+        (other.state.model_values(), trainer.state.model_values()),
+        (other.state.evaluation_values(), trainer.state.evaluation_values()),
+        (other.state.momentum.by_path(), trainer.state.momentum.by_path()),
+    ):
+        assert ours.keys() == theirs.keys()
+        for path, value in ours.items():
+            np.testing.assert_array_equal(value, theirs[path], err_msg=path)

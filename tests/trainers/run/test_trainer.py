@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.model.layers.normalization import batch_statistics
+from nvae_tf.model.layers.context import functional_call
 from nvae_tf.training.objective import negative_elbo, objective_terms
+from nvae_tf.training.schedule import steps_per_epoch, total_steps
 from tests.conftest import random_images, small_experiment_config, tiny_experiment_config
-from trainers.run import trainer as loop
+from trainers.run import step as step_module
 from trainers.run.strategies import make_strategy
-from trainers.run.trainer import Trainer, has_diverged, steps_per_epoch, total_steps
+from trainers.run.trainer import Trainer, has_diverged
 
 
 def batches(config, count):
@@ -33,10 +34,10 @@ def strategy_of(name):
 
 def train(strategy, count, config=CONFIG):
     trainer = Trainer(config, strategy_of(strategy), num_images=100)
-    trainer.guard.loss_scale.assign(min(64.0, trainer.guard.loss_scale.numpy()))
+    guard = trainer.state.guard
+    guard.loss_scale.assign(min(64.0, guard.loss_scale.numpy()))
     iterator = iter(trainer.distribute(batches(config, count)))
     metrics = [trainer.step(iterator) for _ in range(count)]
-    trainer.store()
     return trainer, metrics
 
 
@@ -54,7 +55,7 @@ def small():
 
 def test_metrics_add_up_to_the_loss(small):
     trainer, metrics = small
-    for step in metrics:
+    for step, schedule, _ in metrics:
         assert float(step.kl) == pytest.approx(float(tf.reduce_sum(step.kl_per_group)), rel=1e-5)
         assert float(step.negative_elbo) == pytest.approx(
             float(step.reconstruction + step.kl), rel=1e-5
@@ -63,20 +64,21 @@ def test_metrics_add_up_to_the_loss(small):
         regularization = float(tf.reduce_sum(step.singular_values) + step.batch_norm)
         assert float(step.loss) == pytest.approx(
             float(step.reconstruction)
-            + float(step.kl_coefficient) * balanced
-            + float(step.regularization_coefficient) * regularization,
+            + float(schedule.kl) * balanced
+            + float(schedule.regularization) * regularization,
             rel=1e-5,
         )
-    assert int(trainer.optimizer.iterations.numpy()) == int(trainer.steps_done.numpy()) == 5
+    assert int(trainer.state.iterations) == int(trainer.state.step) == 5
 
 
 def test_the_step_is_that_of_the_model_and_the_objective(small):
     fresh = Trainer(SMALL, strategy_of("one_device"), num_images=100)
     images = next(iter(batches(SMALL, 1)))
     noise = fresh.model.draw_noise(4, tf.constant([SMALL.train.seed, 0], tf.int64))
-    output = fresh.model.infer(images, noise, training=True)
+    with functional_call(fresh.model, fresh.state.model_values()):
+        output = fresh.model.infer(images, noise, training=True)
     terms = objective_terms(fresh.model, images, output, 1e-4)
-    first = small[1][0]
+    first = small[1][0].batch
     expected = float(tf.reduce_mean(negative_elbo(terms)))
     assert float(first.negative_elbo) == pytest.approx(expected, rel=1e-4)
 
@@ -85,23 +87,27 @@ def test_standard_errors_are_those_of_the_batch(small):
     fresh = Trainer(SMALL, strategy_of("one_device"), num_images=100)
     images = next(iter(batches(SMALL, 1)))
     noise = fresh.model.draw_noise(4, tf.constant([SMALL.train.seed, 0], tf.int64))
-    terms = objective_terms(
-        fresh.model, images, fresh.model.infer(images, noise, training=True), 1e-4
-    )
+    with functional_call(fresh.model, fresh.state.model_values()):
+        output = fresh.model.infer(images, noise, training=True)
+    terms = objective_terms(fresh.model, images, output, 1e-4)
     kl = tf.reduce_sum(terms.kl_per_group, axis=1)
     for error, values in zip(
-        small[1][0].standard_errors, (negative_elbo(terms), terms.reconstruction, kl)
+        small[1][0].batch.standard_errors(4), (negative_elbo(terms), terms.reconstruction, kl)
     ):
         expected = np.std(values, ddof=1) / np.sqrt(4)
         np.testing.assert_allclose(error, expected, rtol=1e-3, atol=5e-3)
 
 
 def assert_same_path(ours, theirs, rtol=1e-5, balanced=True):
-    for a, b in zip(ours[1], theirs[1]):
-        for name in ("loss", "negative_elbo", "reconstruction", "kl", "gradient_norm"):
+    for ours_step, theirs_step in zip(ours[1], theirs[1]):
+        a, b = ours_step.batch, theirs_step.batch
+        for name in ("loss", "negative_elbo", "reconstruction", "kl"):
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol, err_msg=name)
+        norms = ours_step.verdict.gradient_norm, theirs_step.verdict.gradient_norm
+        np.testing.assert_allclose(*norms, rtol, err_msg="gradient_norm")
         np.testing.assert_allclose(a.kl_per_group, b.kl_per_group, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(a.standard_errors, b.standard_errors, rtol=1e-3, atol=5e-3)
+        errors = a.standard_errors(4), b.standard_errors(4)
+        np.testing.assert_allclose(*errors, rtol=1e-3, atol=5e-3)
         if balanced:
             np.testing.assert_allclose(a.balance, b.balance, rtol=1e-4)
 
@@ -116,8 +122,9 @@ def test_two_replicas_walk_the_path_of_one(one_replica):
     assert strategy_of("mirrored").num_replicas_in_sync == 2
     two = train("mirrored", 20)
     assert_same_path(two, one_replica)
-    for a, b in zip(two[0].model.variables, one_replica[0].model.variables):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=2e-3, err_msg=a.path)
+    expected = one_replica[0].state.model_values()
+    for path, value in two[0].state.model_values().items():
+        np.testing.assert_allclose(value, expected[path], atol=2e-3, err_msg=path)
 
 
 # Without batch normalisation and, as beta is 1, without balancing: both look at the whole of a
@@ -147,15 +154,14 @@ def test_accumulated_batch_statistics_are_the_mean_of_the_parts():
     noise = fresh.model.draw_noise(4, tf.constant([config.train.seed, 0], tf.int64))
     means = []
     for rows in (slice(0, 2), slice(2, 4)):
-        with batch_statistics() as statistics:
+        with functional_call(fresh.model, fresh.state.model_values()) as call:
             fresh.model.infer(images[rows], [part[rows] for part in noise], training=True)
-        means.append(statistics)
-    for ours, average in zip(
-        trainer.model.non_trainable_variables, fresh.model.non_trainable_variables
-    ):
-        mean = (means[0][id(average)] + means[1][id(average)]) / 2
+        means.append(call.statistics)
+    ours = trainer.state.statistics.by_path()
+    for path, average in fresh.state.statistics.by_path().items():
+        mean = (means[0][path] + means[1][path]) / 2
         expected = 0.95 * average + 0.05 * mean
-        np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(ours[path], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_recomputation_changes_nothing_but_memory(small):
@@ -192,16 +198,16 @@ def test_clipping_is_of_the_global_gradient(strategy, parts):
         }
     )
     trainer = Trainer(config, strategy_of(strategy), num_images=100)
-    before = [weight.numpy() for weight in trainer.weights.values()]
-    norm = float(trainer.step(iter(trainer.distribute(batches(config, 1)))).gradient_norm)
-    change = [a - b.numpy() for a, b in zip(before, trainer.weights.values())]
+    before = [weight.numpy() for weight in trainer.state.weights.values()]
+    norm = float(trainer.step(iter(trainer.distribute(batches(config, 1)))).verdict.gradient_norm)
+    change = [a - b.numpy() for a, b in zip(before, trainer.state.weights.values())]
     assert norm > 0.5
     applied = np.sqrt(sum(np.square(c.astype(np.float64)).sum() for c in change))
     assert applied == pytest.approx(0.5, rel=1e-3)
 
 
 def state(trainer):
-    return [v.numpy() for v in (*trainer.weights.variables, *trainer.moving_averages.variables)]
+    return [value.numpy() for value in trainer.state.model_values().values()]
 
 
 @pytest.mark.parametrize(
@@ -215,9 +221,9 @@ def state(trainer):
 def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, strategy, parts):
     config = SMALL.override({"train.precision": "mixed_float16", "train.accumulation_steps": parts})
     trainer = Trainer(config, strategy_of(strategy), num_images=100)
-    trainer.guard.loss_scale.assign(64.0)
+    trainer.state.guard.loss_scale.assign(64.0)
     poisoned = tf.Variable(-1)  # replica
-    objective = loop.objective_terms
+    objective = step_module.objective_terms
 
     def terms(*args):
         result = objective(*args)
@@ -225,23 +231,23 @@ def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, stra
         factor = tf.where(tf.equal(poisoned, replica), np.inf, 1.0)
         return result._replace(reconstruction=result.reconstruction * factor)
 
-    monkeypatch.setattr(loop, "objective_terms", terms)
+    monkeypatch.setattr(step_module, "objective_terms", terms)
     replicas = trainer.strategy.num_replicas_in_sync
     steps = 1 + 2 * replicas
     iterator = iter(trainer.distribute(batches(config, steps)))
-    assert bool(trainer.step(iterator).applied)
+    assert bool(trainer.step(iterator).verdict.applied)
     for skipped, replica in enumerate(range(replicas), start=1):
-        before, scale = state(trainer), float(trainer.guard.loss_scale.numpy())
+        before, scale = state(trainer), float(trainer.state.guard.loss_scale.numpy())
         poisoned.assign(replica)
-        metrics = trainer.step(iterator)
+        metrics = trainer.step(iterator).verdict
         assert not bool(metrics.applied) and int(metrics.skipped) == skipped
-        assert float(trainer.guard.loss_scale.numpy()) == scale / 2
+        assert float(trainer.state.guard.loss_scale.numpy()) == scale / 2
         for a, b in zip(state(trainer), before):
             np.testing.assert_array_equal(a, b)
         poisoned.assign(-1)
-        assert bool(trainer.step(iterator).applied)
-    assert int(trainer.optimizer.iterations.numpy()) == steps - replicas
-    assert int(trainer.steps_done.numpy()) == steps
+        assert bool(trainer.step(iterator).verdict.applied)
+    assert int(trainer.state.iterations) == steps - replicas
+    assert int(trainer.state.step) == steps
     assert all(np.all(np.isfinite(values)) for values in state(trainer))
 
 
@@ -252,41 +258,43 @@ def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, stra
 def test_mixed_precision_stays_near_float32(small, precision, rtol):
     ours = train("one_device", 5, SMALL.override({"train.precision": precision}))
     for a, b in zip(ours[1], small[1]):
-        np.testing.assert_allclose(a.negative_elbo, b.negative_elbo, rtol=rtol)
-        assert bool(a.applied)
-    assert all(v.dtype == "float32" for v in ours[0].model.variables)
+        np.testing.assert_allclose(a.batch.negative_elbo, b.batch.negative_elbo, rtol=rtol)
+        assert bool(a.verdict.applied)
+    assert all(v.dtype == tf.float32 for v in ours[0].state.model_values().values())
 
 
 def test_the_average_follows_the_weights():
     config = SMALL.override({"optimizer.ema_decay": 0.75})
     trainer = Trainer(config, strategy_of("one_device"), num_images=100)
-    expected = [weight.numpy() for weight in trainer.weights.values()]
+    expected = [weight.numpy() for weight in trainer.state.weights.values()]
     iterator = iter(trainer.distribute(batches(config, 3)))
     for _ in range(3):
         trainer.step(iterator)
-        expected = [0.75 * a + 0.25 * w.numpy() for a, w in zip(expected, trainer.weights.values())]
-    for a, b in zip(trainer.average.averages, expected):
+        expected = [
+            0.75 * a + 0.25 * w.numpy() for a, w in zip(expected, trainer.state.weights.values())
+        ]
+    for a, b in zip(trainer.state.average.stacks, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    weights = [weight.numpy() for weight in trainer.weights.values()]
-    trainer.store_average()
-    kernel = trainer.model.stem.kernel.numpy()
-    trainer.store()
-    assert np.abs(kernel - trainer.model.stem.kernel.numpy()).max() > 0
-    for a, b in zip(trainer.weights.values(), weights):
+    weights = [weight.numpy() for weight in trainer.state.weights.values()]
+    path = trainer.model.stem.kernel.path
+    averaged, kernel = (
+        values[path].numpy()
+        for values in (trainer.state.evaluation_values(), trainer.state.model_values())
+    )
+    assert np.abs(kernel - averaged).max() > 0
+    for a, b in zip(trainer.state.weights.values(), weights):
         np.testing.assert_array_equal(a, b)
 
 
 def test_several_steps_that_are_not_finite_count_as_diverged():
     config = SMALL
     trainer = Trainer(config, strategy_of("auto"), num_images=100)
-    trainer.model.image_head.bias.assign([np.nan])
-    trainer.load()
+    path = trainer.model.image_head.bias.path
+    trainer.state.replace_weights({path: tf.constant([np.nan], tf.float32)})
     iterator = iter(trainer.distribute(batches(config, 6)))
     diverged = [has_diverged(trainer.step(iterator)) for _ in range(6)]
     assert diverged == [False] * 4 + [True] * 2
-    assert (
-        int(trainer.optimizer.iterations.numpy()) == 0 and int(trainer.guard.skipped.numpy()) == 6
-    )
+    assert int(trainer.state.iterations) == 0 and int(trainer.state.guard.skipped) == 6
 
 
 def test_the_batch_must_divide_over_the_replicas():

@@ -13,6 +13,7 @@ import nvae_tf
 from export.manifest import read_manifest
 from nvae_tf.config import DataConfig
 from nvae_tf.data import load_images
+from nvae_tf.runs.load import save_weights
 from nvae_tf.runs.workdir import Workdir
 from nvae_tf.sampling.sampler import row_noise
 from tests.conftest import small_experiment_config, tiny_model_config
@@ -24,7 +25,6 @@ from tests.trainers.tfx.stand_ins import (
     label,
     write_examples,
 )
-from trainers.run.checkpoints import save_weights
 from trainers.tfx import gate as tfx_gate
 from trainers.tfx import training
 from trainers.tfx.examples import copy_images

@@ -1,0 +1,210 @@
+"""A model's weights of a moment, prepared to answer only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import tensorflow as tf
+
+from nvae_tf.config import ModelConfig
+from nvae_tf.model.distributions import ImageDistribution, ResidualNormal
+from nvae_tf.model.layers.context import Call, current_call, functional_call
+from nvae_tf.model.layers.kernels import KernelBank
+from nvae_tf.model.nvae import NVAE, InferenceOutput, InferredGroup
+from nvae_tf.model.stacks import StackLayout, Values, stack_values
+
+
+class _Weights(NamedTuple):
+    """Prepared weights: tensors, or variables where a SavedModel is to hold them."""
+
+    kernels: list[Any]  # effective ones (n, h, w, in, out), a stack each
+    others: list[Any]  # everything that no kernel is computed from, by stacks of one shape
+
+
+class InferenceModel:
+    """A model that answers, with weights that were prepared for it once.
+
+    Normalising the kernels takes as long as a few samples do, so what calls a model many times with
+    the same weights calls it by way of this class. It answers like `NVAE`, without training. Its
+    weights are those of the moment of its construction, or of the newest `take` or `update`.
+
+    Args:
+      model: The model, or its structure.
+      values: The values of the model's variables by path; None: their own.
+
+    Attributes:
+      model: The argument of that name.
+      config: The model's configuration.
+
+    Example:
+    ```python
+    model = InferenceModel(nvae_tf.load_model(workdir))
+    sample = model.function(lambda seed: model.generate(16, 0.7, model.draw_noise(16, seed)))
+    logits = sample(tf.constant([0, 1], tf.int64))
+    ```
+    """
+
+    def __init__(self, model: NVAE, values: Values | None = None):
+        self.model = model
+        self.config: ModelConfig = model.config
+        self._bank = KernelBank(model.convolutions())
+        used = {v.path for layer in model.convolutions() for v in layer.kernel_variables()}
+        self._others = StackLayout([v for v in model.variables if v.path not in used])
+        self._follows = values is None
+        self._weights = self._prepare(values)
+
+    @classmethod
+    def of(cls, model: NVAE | InferenceModel) -> InferenceModel:
+        """Prepares a model, unless it is prepared already."""
+        return model if isinstance(model, InferenceModel) else cls(model)
+
+    def _prepare(self, values: Values | None) -> _Weights:
+        if values is None:
+            values = {v.path: tf.convert_to_tensor(v) for v in self.model.variables}
+        return _Weights(self._bank.compute(stack_values(values)), self._others.join(values))
+
+    def take(self, values: Values | None = None) -> None:
+        """Prepares the weights of this moment; functions that were traced go on with them.
+
+        Args:
+          values: The values of the model's variables by path; None: their own.
+        """
+        self._follows = values is None
+        self._weights = self._prepare(values)
+
+    def update(self) -> None:
+        """Prepares the model's own weights of this moment, if they are what it was made from.
+
+        What lets a caller's model change between two of its answers begins each of them so.
+        """
+        if self._follows:
+            self.take()
+
+    def release(self) -> None:
+        """Frees the prepared weights, until the next `take`."""
+        self._weights = _Weights([], [])
+
+    def in_variables(self) -> InferenceModel:
+        """Returns a copy whose weights are `tf.Variable`s, which a SavedModel can hold.
+
+        Constants would not fit into the graph of a large model.
+        """
+        copy = InferenceModel.__new__(InferenceModel)
+        copy.__dict__.update(self.__dict__)
+        copy._weights = tf.nest.map_structure(
+            lambda tensor: tf.Variable(tensor, trainable=False, name="weights"), self._weights
+        )
+        return copy
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[Call]:
+        """In this scope the model itself computes with the prepared weights.
+
+        Yields:
+          The call, which has the batch's statistics after a call in training mode.
+        """
+        with self._using(self._weights) as call:
+            yield call
+
+    @contextlib.contextmanager
+    def _using(self, weights: _Weights) -> Iterator[Call]:
+        outer = current_call()
+        if outer and outer.layer is self.model and outer.has_values:
+            yield outer  # one answer is part of another
+            return
+        values = self._others.split([tf.convert_to_tensor(stack) for stack in weights.others])
+        kernels = self._bank.split([tf.convert_to_tensor(stack) for stack in weights.kernels])
+        with functional_call(self.model, values, kernels) as call:
+            yield call
+
+    def function(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """Returns a traced function, in which this object answers with the weights of each call.
+
+        The weights are arguments of the graph, so a `take` needs no new trace.
+
+        Args:
+          function: A function of tensors that uses this object.
+          **options: The arguments of `tf.function`.
+        """
+
+        def with_weights(weights: _Weights, *args: Any) -> Any:
+            with self._using(weights):
+                return function(*args)
+
+        traced = tf.function(with_weights, autograph=False, **options)
+        return lambda *args: traced(self._weights, *args)
+
+    # Answers, as `NVAE` gives them.
+
+    def bottom_up(self, images: tf.Tensor) -> list[tf.Tensor]:
+        """Does what `NVAE.bottom_up` does."""
+        with self.scope():
+            return self.model.bottom_up(images)
+
+    def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor] | None = None) -> InferenceOutput:
+        """Does what `NVAE.infer` does."""
+        with self.scope():
+            return self.model.infer(images, noise)
+
+    def infer_from_features(
+        self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor] | None = None
+    ) -> InferenceOutput:
+        """Does what `NVAE.infer_from_features` does."""
+        with self.scope():
+            return self.model.infer_from_features(features, noise)
+
+    def infer_group(
+        self, group: int, bottom_up: tf.Tensor, top_down: tf.Tensor | None, noise: tf.Tensor
+    ) -> InferredGroup:
+        """Does what `NVAE.infer_group` does."""
+        with self.scope():
+            return self.model.infer_group(group, bottom_up, top_down, noise)
+
+    def prior(
+        self,
+        group: int,
+        top_down: tf.Tensor | None,
+        shape: tf.Tensor,
+        temperature: float | Sequence[float] | tf.Tensor = 1.0,
+    ) -> ResidualNormal:
+        """Does what `NVAE.prior` does."""
+        with self.scope():
+            return self.model.prior(group, top_down, shape, temperature)
+
+    def top_down(
+        self,
+        num_samples: int | tf.Tensor,
+        draw: Callable[[int, tf.Tensor | None], tf.Tensor],
+    ) -> tf.Tensor:
+        """Does what `NVAE.top_down` does."""
+        with self.scope():
+            return self.model.top_down(num_samples, draw)
+
+    def generate(
+        self,
+        num_samples: int | tf.Tensor,
+        temperature: float | Sequence[float] | tf.Tensor = 1.0,
+        noise: Sequence[tf.Tensor] | None = None,
+    ) -> tf.Tensor:
+        """Does what `NVAE.generate` does."""
+        with self.scope():
+            return self.model.generate(num_samples, temperature, noise)
+
+    def likelihood(self, logits: tf.Tensor) -> ImageDistribution:
+        """Does what `NVAE.likelihood` does."""
+        return self.model.likelihood(logits)
+
+    def crop_padding(self, images: tf.Tensor) -> tf.Tensor:
+        """Does what `NVAE.crop_padding` does."""
+        return self.model.crop_padding(images)
+
+    def draw_noise(
+        self, num_samples: int | tf.Tensor, seed: Sequence[int] | tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Does what `NVAE.draw_noise` does."""
+        return self.model.draw_noise(num_samples, seed)
+
+
+AnyModel: TypeAlias = NVAE | InferenceModel  # what functions that only ask a model accept

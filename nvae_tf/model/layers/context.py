@@ -1,0 +1,90 @@
+"""The one scope in which a model's layers find what a call of the model is about.
+
+A Keras layer finds its weights in its own variables. Training and inference need more: values
+from elsewhere, kernels that were normalised together, batch statistics as results instead of
+assignments, cells that are computed twice. Passing all of that through every layer's `call` would
+put it into every signature of the model, so `functional_call` puts it into one object, which the
+layers look up with `current_call`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator, Mapping
+
+import keras
+import tensorflow as tf
+
+from nvae_tf.model.stacks import Values
+
+# The only hidden channel of the model. It is thread-local because MirroredStrategy traces every
+# replica in a thread of its own.
+_local = threading.local()
+
+
+@dataclasses.dataclass
+class Call:
+    """What the layers of a model find, and leave, during one call of it.
+
+    Attributes:
+      layer: The model, or the part of it that is called.
+      has_values: Whether the values of the variables come from the caller.
+      kernels: Effective kernels by the path of the kernel's variable; what is not there is
+        computed by its layer.
+      recompute: Whether cells in training keep nothing but their input.
+      initialize: Whether convolutions with `data_init` set scale and bias from what they see.
+      statistics: The batch's means and unbiased variances (C,), by the path of the moving average
+        that they belong to. Layers leave them here instead of moving the averages.
+      counts: The number of values per channel behind each of `statistics`, where it is known.
+    """
+
+    layer: keras.layers.Layer
+    has_values: bool
+    kernels: Mapping[str, tf.Tensor]
+    recompute: bool
+    initialize: bool
+    statistics: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+    counts: dict[str, float | tf.Tensor] = dataclasses.field(default_factory=dict)
+
+
+def current_call() -> Call | None:
+    """Returns the innermost `functional_call` of this thread, or None outside of any."""
+    return getattr(_local, "call", None)
+
+
+@contextlib.contextmanager
+def functional_call(
+    layer: keras.layers.Layer,
+    values: Values | None = None,
+    kernels: Mapping[str, tf.Tensor] | None = None,
+    recompute: bool = False,
+    initialize: bool = False,
+) -> Iterator[Call]:
+    """In this scope, a layer computes with given values, and nothing that it does changes it.
+
+    Args:
+      layer: The model, or the part of it that is called.
+      values: The values of the layer's variables by path; None: their own. A variable that is not
+        among them keeps its own value.
+      kernels: Effective kernels (h, w, in, out) by the path of the kernel's variable.
+      recompute: Whether cells in training keep nothing but their input.
+      initialize: Whether convolutions with `data_init` set scale and bias from what they see.
+        Inside the scope, their variables have the new values.
+
+    Yields:
+      The call, which has the batch's statistics after a call in training mode.
+    """
+    call = Call(layer, values is not None, kernels or {}, recompute, initialize)
+    outer = current_call()
+    with contextlib.ExitStack() as scope:
+        if values is not None:
+            own = [(v, values[v.path]) for v in layer.variables if v.path in values]
+            # Keras would create all variables that have no value yet when the scope ends.
+            scope.enter_context(keras.StatelessScope(own, initialize_variables=False))
+        _local.call = call
+        try:
+            yield call
+        finally:
+            _local.call = outer

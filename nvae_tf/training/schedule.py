@@ -1,0 +1,71 @@
+"""The numbers that change with the step alone: beta, lambda and the learning rate."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.training.objective import kl_warmup, regularization_coefficient
+from nvae_tf.training.optimizer import learning_rate_at
+
+
+class Coefficients(NamedTuple):
+    """The schedule's values at one step, float32 scalars."""
+
+    kl: tf.Tensor  # beta, the weight of the KL while it warms up
+    regularization: tf.Tensor  # lambda, of the spectral and batch-norm regularisation
+    learning_rate: tf.Tensor
+
+
+class Schedule:
+    """The schedule of a whole run (paper, appendix A; docs/model.md).
+
+    Args:
+      config: The run's configuration.
+      num_images: The number of images in the training split.
+
+    Attributes:
+      total_steps: The number of optimiser steps of the whole run.
+
+    Raises:
+      ValueError: There are fewer images than a batch needs.
+    """
+
+    def __init__(self, config: ExperimentConfig, num_images: int):
+        self._config = config
+        self.total_steps = total_steps(config, num_images)
+        steps = steps_per_epoch(config, num_images)
+        self._warmup_steps = round(config.optimizer.warmup_epochs * steps)
+
+    def at(self, step: tf.Tensor) -> Coefficients:
+        """Computes the values at a step, counted from 0."""
+        train = self._config.train
+        beta = kl_warmup(
+            step,
+            anneal_steps=train.kl_anneal_portion * self.total_steps,
+            constant_steps=train.kl_const_portion * self.total_steps,
+        )
+        rate = learning_rate_at(step, self._config.optimizer, self._warmup_steps, self.total_steps)
+        return Coefficients(beta, regularization_coefficient(train, beta), rate)
+
+
+def total_steps(config: ExperimentConfig, num_images: int) -> int:
+    """Returns the number of optimiser steps of a whole run."""
+    return config.train.steps or config.train.epochs * steps_per_epoch(config, num_images)
+
+
+def steps_per_epoch(config: ExperimentConfig, num_images: int) -> int:
+    """Returns the number of whole batches in an epoch.
+
+    Raises:
+      ValueError: There are fewer images than a batch needs.
+    """
+    batch_size = config.train.global_batch_size
+    if num_images < batch_size:
+        raise ValueError(
+            f"The training split has {num_images} images, fewer than train.global_batch_size "
+            f"{batch_size}."
+        )
+    return num_images // batch_size

@@ -1,0 +1,86 @@
+"""The inference form answers like the model, with the weights that it was given."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf import NVAE
+from nvae_tf.model.inference import InferenceModel
+from nvae_tf.model.layers.context import current_call, functional_call
+from tests.conftest import random_images, tiny_model_config
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return NVAE(tiny_model_config(num_nf=1))
+
+
+def values_of(model, factor=1.0):
+    return {v.path: factor * tf.convert_to_tensor(v) for v in model.variables}
+
+
+def assert_same(ours, theirs, **tolerance):
+    for a, b in zip(tf.nest.flatten(ours), tf.nest.flatten(theirs)):
+        np.testing.assert_allclose(a, b, **({"rtol": 1e-5, "atol": 1e-5} | tolerance))
+
+
+def test_it_answers_like_the_model(model):
+    inference, images = InferenceModel(model), random_images(model.config)
+    noise = model.draw_noise(3, (0, 1))
+    assert_same(inference.infer(images, noise), model.infer(images, noise))
+    features = model.bottom_up(images)
+    assert_same(inference.bottom_up(images), features)
+    assert_same(
+        inference.infer_from_features(features, noise), model.infer_from_features(features, noise)
+    )
+    assert_same(
+        inference.infer_group(0, features[0], None, noise[0]),
+        model.infer_group(0, features[0], None, noise[0]),
+    )
+    assert_same(inference.generate(3, 0.7, noise), model.generate(3, 0.7, noise))
+    assert current_call() is None
+
+
+def test_a_traced_function_follows_the_weights_without_a_new_trace(model):
+    inference, noise = InferenceModel(model), model.draw_noise(2, (0, 1))
+    traces = []
+
+    def generate():
+        traces.append(None)
+        return inference.generate(2, 1.0, noise)
+
+    traced = inference.function(generate)
+    assert_same(traced(), model.generate(2, 1.0, noise))
+    inference.release()
+    other = values_of(model, 0.5)
+    inference.take(other)
+    with functional_call(model, other):
+        expected = model.generate(2, 1.0, noise)
+    assert_same(traced(), expected)
+    assert len(traces) == 1
+
+
+def test_variables_hold_the_weights_of_an_export(model):
+    inference, noise = InferenceModel(model), model.draw_noise(2, (0, 1))
+    held = inference.in_variables()
+    inference.release()
+    assert all(isinstance(v, tf.Variable) for v in tf.nest.flatten(held._weights))
+    assert_same(held.generate(2, 1.0, noise), model.generate(2, 1.0, noise))
+
+
+def test_a_structure_has_the_values_that_it_is_given(model):
+    keras.utils.set_random_seed(0)
+    structure = NVAE.structure(model.config)
+    assert [v.path for v in structure.variables] == [v.path for v in model.variables]
+    for variable, own in zip(structure.variables, model.variables):
+        np.testing.assert_array_equal(tf.convert_to_tensor(variable), own, err_msg=own.path)
+    images, noise = random_images(model.config), model.draw_noise(3, (0, 1))
+    with pytest.raises(RuntimeError, match="structure alone"):
+        structure.infer(images, noise)
+    with pytest.raises(RuntimeError, match="structure alone"), functional_call(structure):
+        structure.generate(3, 1.0, noise)
+    inference = InferenceModel(structure, values_of(model))
+    assert_same(inference.infer(images, noise), model.infer(images, noise))
+    assert not [v for v in structure.variables if v._value is not None]  # no memory of their own

@@ -1,0 +1,213 @@
+"""The training step as functions: gradients of a batch or a part of one, and the update.
+
+`forward_backward` runs on every replica, with its share of the images; what it returns is summed
+over the replicas. `update` runs once, outside of them. docs/training_step.md follows one batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.model.layers.context import functional_call
+from nvae_tf.model.layers.normalization import move_average
+from nvae_tf.model.nvae import NVAE, InferenceOutput
+from nvae_tf.training.gradients import two_stage_gradients
+from nvae_tf.training.metrics import BatchMeans, StepMetrics, Verdict
+from nvae_tf.training.objective import ObjectiveTerms, negative_elbo, objective_terms
+from nvae_tf.training.optimizer import AdaMax
+from nvae_tf.training.regularization import FIRST_ITERATIONS, ITERATIONS, Regularizer
+from nvae_tf.training.schedule import Schedule
+from nvae_tf.training.weight_average import move_weight_average
+from trainers.run.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepDefinition:
+    """What stays the same in all steps of a run."""
+
+    config: ExperimentConfig
+    model: NVAE  # structure alone
+    regularizer: Regularizer
+    schedule: Schedule
+    replicas: int
+
+    @property
+    def replica_batch(self) -> int:
+        """The number of images that a replica sees at a time."""
+        train = self.config.train
+        return train.global_batch_size // (self.replicas * train.accumulation_steps)
+
+
+class Share(NamedTuple):
+    """What a batch, or a part of one, contributes to the update of a state."""
+
+    gradients: list[tf.Tensor]  # by stack of the weights, times the loss scale
+    statistics: list[tf.Tensor]  # by stack of the moving averages
+    means: BatchMeans
+
+
+def forward_backward(
+    run: StepDefinition, state: TrainState, images: tf.Tensor, part: tf.Tensor, stop: tf.Tensor
+) -> tuple[Share, list[tf.Tensor]]:
+    """Computes loss and gradients in a replica's context, and sums them over the replicas.
+
+    Args:
+      run: The definition of the step.
+      state: The state to start from, which is only read.
+      images: This replica's images (B, H, W, C).
+      part: The number of the part of the global batch, with accumulation; else 0.
+      stop: Whether this worker was asked to stop.
+
+    Returns:
+      The sum of the replicas' shares, and the singular vectors after this part.
+    """
+    images = tf.ensure_shape(images, [run.replica_batch, *run.config.model.image_shape])
+    step = tf.convert_to_tensor(state.step)
+    schedule = run.schedule.at(step)
+    noise = _replica_noise(run, step, part)
+    averages, scale = state.statistics.by_path(), tf.convert_to_tensor(state.guard.loss_scale)
+    # The first part of a batch moves the vectors, the others find them where they are.
+    iterations = tf.where(part > 0, 0, tf.where(step > 0, ITERATIONS, FIRST_ITERATIONS))
+
+    def regularize(
+        weights: list[tf.Tensor],
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]]:
+        stacks = state.weights.layout.lookup(weights)
+        kernels = run.regularizer.kernels.compute(stacks)
+        vectors = state.singular_vectors.values()
+        values, vectors = run.regularizer.singular_values(kernels, vectors, iterations)
+        batch_norm = run.regularizer.batch_norm(stacks)
+        return kernels, tf.reduce_sum(values) + batch_norm, (values, batch_norm, vectors)
+
+    def infer(
+        weights: list[tf.Tensor], kernels: list[tf.Tensor]
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, InferenceOutput, ObjectiveTerms, dict[str, tf.Tensor]]]:
+        values = state.weights.layout.split(weights) | averages
+        kernels_by_path = run.regularizer.kernels.split(kernels)
+        recompute = run.config.train.recompute
+        with functional_call(run.model, values, kernels_by_path, recompute) as call:
+            output = run.model.infer(images, noise, training=True)
+            terms = objective_terms(run.model, images, output, schedule.kl)
+        loss = tf.reduce_sum(terms.reconstruction + schedule.kl * terms.balanced_kl)
+        loss /= run.replica_batch * run.replicas
+        return loss * scale, (loss, output, terms, call.statistics)
+
+    penalty = schedule.regularization / run.replicas
+    gradients, (singular_values, batch_norm, vectors), (loss, output, terms, statistics) = (
+        two_stage_gradients(state.weights.values(), regularize, infer, penalty * scale)
+    )
+    loss += schedule.regularization * (tf.reduce_sum(singular_values) + batch_norm) / run.replicas
+    means = _replica_means(run, loss, output, terms, singular_values, batch_norm, stop)
+    if run.replicas > 1:
+        context = tf.distribute.get_replica_context()
+        gradients, means = context.all_reduce("sum", (gradients, means))
+    # The replicas have synchronised their batch statistics already.
+    return Share(gradients, state.statistics.layout.join(statistics), means), vectors
+
+
+def _replica_means(
+    run: StepDefinition,
+    loss: tf.Tensor,
+    output: InferenceOutput,
+    terms: ObjectiveTerms,
+    singular_values: tf.Tensor,
+    batch_norm: tf.Tensor,
+    stop: tf.Tensor,
+) -> BatchMeans:
+    """Computes what a replica adds to the means over the batch."""
+    batch, replicas = run.replica_batch * run.replicas, run.replicas
+    kl = tf.reduce_sum(terms.kl_per_group, axis=1)
+    bound = tf.stack([negative_elbo(terms), terms.reconstruction, kl])
+    return BatchMeans(
+        loss=loss,
+        bound=tf.reduce_sum(bound, axis=1) / batch,
+        squared_bound=tf.reduce_sum(tf.square(bound), axis=1) / batch,
+        kl_per_group=tf.reduce_sum(terms.kl_per_group, axis=0) / batch,
+        kl_per_channel=tf.stack(output.kl_per_channel) / replicas,
+        balance=terms.balance / replicas,
+        singular_values=singular_values / replicas,
+        batch_norm=batch_norm / replicas,
+        stop=tf.cast(stop, tf.float32),
+    )
+
+
+def _replica_noise(run: StepDefinition, step: tf.Tensor, part: tf.Tensor) -> list[tf.Tensor]:
+    """Draws this replica's rows of the global batch's noise, which depends on the step only."""
+    batch, rows = run.config.train.global_batch_size, run.replica_batch
+    seed = tf.stack([tf.constant(run.config.train.seed, tf.int64), step])
+    noise = run.model.draw_noise(batch, seed)
+    if rows == batch:
+        return noise
+    context = tf.distribute.get_replica_context()
+    first = rows * (part * run.replicas + context.replica_id_in_sync_group)
+    return [
+        tf.ensure_shape(tensor[first : first + rows], [rows, *tensor.shape[1:]]) for tensor in noise
+    ]
+
+
+def update(run: StepDefinition, state: TrainState, share: Share) -> StepMetrics:
+    """Judges the gradients of a whole batch and moves the state by one step; outside of replicas.
+
+    Args:
+      run: The definition of the step.
+      state: The state to be moved.
+      share: The sum over replicas and parts; under a strategy, one for every replica.
+    """
+    strategy, optimizer = tf.distribute.get_strategy(), run.config.optimizer
+    gradients = [_local(gradient) for gradient in share.gradients]
+    means = tf.nest.map_structure(_local, share.means)
+    schedule = run.schedule.at(tf.convert_to_tensor(state.step))
+    rate = state.guard.learning_rate_factor * schedule.learning_rate
+    scale = tf.convert_to_tensor(state.guard.loss_scale)
+    norm = tf.linalg.global_norm(gradients) / scale
+    applied = state.guard.judge(means.loss, norm)
+
+    def apply() -> bool:
+        with strategy.scope():  # which the branches of a tf.cond do not inherit
+            AdaMax(optimizer).apply(
+                state.weights.stacks,
+                state.momentum.stacks,
+                state.infinity_norm.stacks,
+                state.iterations,
+                share.gradients,
+                rate,
+                _multiplier(run.config, norm, scale),
+            )
+            for average, statistic in zip(state.statistics.stacks, share.statistics):
+                strategy.extended.update(
+                    average, lambda a, s: a.assign(move_average(a, s)), args=(statistic,)
+                )
+            if state.average:
+                move_weight_average(state.average.stacks, state.weights.stacks, optimizer.ema_decay)
+        return True
+
+    tf.cond(applied, apply, lambda: False)
+    state.step.assign_add(1)
+    return StepMetrics(
+        batch=means,
+        schedule=schedule._replace(learning_rate=rate),
+        verdict=Verdict(
+            gradient_norm=norm,
+            loss_scale=scale,
+            applied=applied,
+            skipped=tf.convert_to_tensor(state.guard.skipped),
+            not_finite_in_a_row=tf.convert_to_tensor(state.guard.not_finite_in_a_row),
+        ),
+    )
+
+
+def _local(value: tf.Tensor) -> tf.Tensor:
+    """Returns one replica's value of what is the same on all of them."""
+    return tf.distribute.get_strategy().experimental_local_results(value)[0]
+
+
+def _multiplier(config: ExperimentConfig, norm: tf.Tensor, scale: tf.Tensor) -> tf.Tensor | None:
+    """Returns the factor that takes the loss scale off gradients and clips them; None for 1."""
+    clip_norm = config.optimizer.clip_norm
+    if clip_norm:
+        return tf.minimum(clip_norm / tf.maximum(norm, clip_norm), 1.0) / scale
+    return 1 / scale if config.train.precision == "mixed_float16" else None
