@@ -1,4 +1,4 @@
-"""The evidence lower bound with warm-up and balancing of its KL terms (SPEC section 6)."""
+"""The evidence lower bound with warm-up and balancing of its KL terms (paper, appendix A)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ObjectiveTerms(NamedTuple):
 
 
 def negative_elbo(terms: ObjectiveTerms) -> tf.Tensor:
-    """-ELBO (B,) in nats, without warm-up or balancing (paper, equation 3)."""
+    """Returns -ELBO (B,) in nats, without warm-up or balancing (docs/model.md)."""
     return terms.reconstruction + tf.reduce_sum(terms.kl_per_group, axis=1)
 
 
@@ -36,7 +36,14 @@ def objective_terms(
     output: InferenceOutput,
     kl_coefficient: float | tf.Tensor,
 ) -> ObjectiveTerms:
-    """The terms of the training loss for images (B, H, W, C) and what `infer` made of them."""
+    """Computes the terms of the training loss.
+
+    Args:
+      model: The model, which has the likelihood.
+      images: (B, H, W, C), in [0, 1].
+      output: What `infer` made of the images.
+      kl_coefficient: beta.
+    """
     importance = group_importance(model.config.groups_per_scale)
     balance = kl_balance(output.kl_per_group, importance, kl_coefficient)
     return ObjectiveTerms(
@@ -48,13 +55,16 @@ def objective_terms(
 
 
 def kl_warmup(step: int | tf.Tensor, anneal_steps: float, constant_steps: float) -> tf.Tensor:
-    """beta: from 1e-4, linear in the steps after `constant_steps`, to 1 (scalar)."""
+    """Returns beta (scalar): from 1e-4, linear in the steps after `constant_steps`, to 1."""
     progress = (tf.cast(step, tf.float32) - constant_steps) / anneal_steps
     return tf.clip_by_value(progress, _MIN_KL_COEFFICIENT, 1.0)
 
 
 def group_importance(groups_per_scale: Sequence[int]) -> np.ndarray:
-    """Alpha (L,), top-down: 4^i over the groups of the i-th scale from the deepest, least one 1."""
+    """Returns alpha (L,), top-down: 4^i over the groups of the i-th scale, divided by the least.
+
+    The deepest scale has i = 0.
+    """
     per_scale = [4.0**i / groups for i, groups in enumerate(reversed(groups_per_scale))]
     alpha = np.repeat(per_scale, list(reversed(groups_per_scale)))
     return (alpha / alpha.min()).astype(np.float32)
@@ -63,14 +73,14 @@ def group_importance(groups_per_scale: Sequence[int]) -> np.ndarray:
 def kl_balance(
     kl_per_group: tf.Tensor, importance: np.ndarray, kl_coefficient: float | tf.Tensor
 ) -> tf.Tensor:
-    """Gamma (L,): while beta < 1, more weight to groups with more KL; then 1 (paper, appendix A).
+    """Returns gamma (L,): more weight to groups with more KL while beta < 1, and 1 afterwards.
 
     Groups whose KL is small are pressed less while the KL warms up, so they stay in use. The mean
     over the batch is that of the global batch; no gradient flows through the coefficients.
 
     Args:
       kl_per_group: (B, L), nats.
-      importance: (L,), see `group_importance`.
+      importance: alpha (L,), see `group_importance`.
       kl_coefficient: beta.
     """
     mean = tf.reduce_mean(tf.abs(kl_per_group), axis=0)
@@ -83,7 +93,7 @@ def kl_balance(
 
 
 def regularization_coefficient(config: TrainConfig, kl_coefficient: tf.Tensor) -> tf.Tensor:
-    """Lambda (scalar): constant, or annealed between the logarithms as beta rises."""
+    """Returns lambda (scalar): constant, or annealed between the logarithms as beta rises."""
     if not config.weight_decay_norm_anneal:
         return tf.constant(config.weight_decay_norm)
     start, end = math.log(config.weight_decay_norm_init), math.log(config.weight_decay_norm)
@@ -91,5 +101,5 @@ def regularization_coefficient(config: TrainConfig, kl_coefficient: tf.Tensor) -
 
 
 def bits_per_dimension(nats: float | tf.Tensor, config: ModelConfig) -> float | tf.Tensor:
-    """Nats per image as bits per pixel and channel; padding does not count."""
+    """Converts nats per image to bits per pixel and channel; padding does not count."""
     return nats / (math.log(2) * config.num_dimensions)

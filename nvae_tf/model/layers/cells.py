@@ -1,4 +1,4 @@
-"""Residual cells: `skip(x) + 0.1 SE(branch(x))` (SPEC section 2; paper section 3.1, figure 3)."""
+"""Residual cells: `skip(x) + 0.1 SE(branch(x))` (paper, section 3.1 and figure 3)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ KINDS = ("normal", "down", "up")
 
 
 def cell_channels(kind: str, channels: int) -> int:
-    """Output channels of a cell: doubled on the way down, halved on the way up."""
+    """Returns a cell's output channels: doubled on the way down, halved on the way up."""
     return {"normal": channels, "down": 2 * channels, "up": channels // 2}[kind]
 
 
 def upsample_nearest(x: tf.Tensor) -> tf.Tensor:
-    """Each pixel of (B, H, W, C) twice in both directions."""
+    """Repeats each pixel of (B, H, W, C) in both directions: (B, 2H, 2W, C)."""
     return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
 
 
@@ -47,9 +47,9 @@ def _build_chain(layers: Sequence[keras.layers.Layer], shape: tuple) -> tuple:
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class SqueezeExcitation(keras.layers.Layer):
-    """Scales the channels by a gate computed from their means over H and W.
+    """Squeeze and excitation: scales channels by a gate computed from their means over H and W.
 
-    Hidden units: max(C // 16, 4).
+    It has max(C // 16, 4) hidden units.
     """
 
     def build(self, input_shape: tuple) -> None:
@@ -90,7 +90,9 @@ def _squeeze_and_excite(x, squeeze_kernel, squeeze_bias, excite_kernel, excite_b
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class DownSkip(keras.layers.Layer):
-    """Halves the resolution: swish, then a 1x1 convolution of each pixel of every 2x2 square.
+    """The skip of a cell that halves the resolution: swish, then four 1x1 convolutions.
+
+    Each convolution sees one pixel of every 2x2 square.
 
     The four outputs share the channels: each has filters // 4, the last one the remainder.
     """
@@ -98,7 +100,7 @@ class DownSkip(keras.layers.Layer):
     # (row, column) offsets, in the order in which the outputs are concatenated.
     OFFSETS = ((0, 0), (1, 1), (0, 1), (1, 0))
 
-    def __init__(self, filters: int, **kwargs):
+    def __init__(self, filters: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.filters = filters
 
@@ -133,12 +135,14 @@ class DownSkip(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class UpSkip(keras.layers.Layer):
-    """Doubles the resolution: bilinear with aligned corners, and a 1x1 convolution without bias.
+    """The skip of a cell that doubles the resolution: a 1x1 convolution, then interpolation.
+
+    The interpolation is bilinear with aligned corners; the convolution has no bias.
 
     The two commute; the convolution comes first, on a quarter of the pixels.
     """
 
-    def __init__(self, filters: int, **kwargs):
+    def __init__(self, filters: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.filters = filters
 
@@ -160,16 +164,16 @@ class UpSkip(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class ConvolutionBranch(keras.layers.Layer):
-    """Normalisation and activation, then a 3x3 convolution: the `res_*` operations.
+    """A `res_*` operation: normalisation and activation, then a 3x3 convolution.
 
     Args:
-      operation: its name, such as `res_bnswish`.
-      filters: output channels.
+      operation: The operation's name, such as `res_bnswish`.
+      filters: The number of output channels.
       kind: `normal`, `down` (stride 2) or `up` (nearest-neighbour up-sampling before the
         convolution).
     """
 
-    def __init__(self, operation: str, filters: int, kind: str, **kwargs):
+    def __init__(self, operation: str, filters: int, kind: str, **kwargs: Any):
         super().__init__(**kwargs)
         self.operation = operation
         self.filters = filters
@@ -213,18 +217,20 @@ class ConvolutionBranch(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class InvertedBottleneck(keras.layers.Layer):
-    """BN, 1x1 to E·C, BN + swish, KxK depthwise, BN + swish, 1x1, BN: `mconv_e{E}k{K}g{G}`.
+    """The operation `mconv_e{E}k{K}g{G}`, an inverted bottleneck.
+
+    Its layers are BN, 1x1 to E·C, BN + swish, KxK depthwise, BN + swish, 1x1, BN.
 
     `up` doubles the resolution first, by repetition of pixels. All before the KxK convolution acts
     on single pixels, so it is computed once per repeated pixel, and the repetition comes after it.
 
     Args:
-      operation: its name, such as `mconv_e6k5g0`; g0 is depthwise, g8 has 8 groups.
-      filters: output channels.
+      operation: The operation's name, such as `mconv_e6k5g0`; g0 is depthwise, g8 has 8 groups.
+      filters: The number of output channels.
       kind: `normal`, `down` or `up`.
     """
 
-    def __init__(self, operation: str, filters: int, kind: str, **kwargs):
+    def __init__(self, operation: str, filters: int, kind: str, **kwargs: Any):
         super().__init__(**kwargs)
         self.operation = operation
         self.filters = filters
@@ -280,18 +286,18 @@ class InvertedBottleneck(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class ResidualCell(keras.layers.Layer):
-    """`skip(x) + 0.1 SE(branch(x))` on (B, H, W, C).
+    """A residual cell: `skip(x) + 0.1 SE(branch(x))` on (B, H, W, C).
 
     Args:
-      operations: names of the branch's operations; the first carries stride and channel change.
+      operations: The names of the branch's operations; the first carries stride and channel change.
       kind: `normal` (same shape), `down` ((B, H/2, W/2, 2C)) or `up` ((B, 2H, 2W, C/2)).
-      use_se: whether the branch ends with squeeze and excitation.
+      use_se: Whether the branch ends with squeeze and excitation.
 
     Raises:
-      ValueError: for an unknown kind or operation.
+      ValueError: The kind or an operation is unknown.
     """
 
-    def __init__(self, operations: Sequence[str], kind: str, use_se: bool, **kwargs):
+    def __init__(self, operations: Sequence[str], kind: str, use_se: bool, **kwargs: Any):
         super().__init__(**kwargs)
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}; received {kind!r}.")

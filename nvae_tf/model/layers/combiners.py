@@ -1,8 +1,9 @@
-"""Where the two towers and the latent variables meet (SPEC section 3)."""
+"""Layers in which the two towers and the latent variables meet (paper, figure 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,9 +13,9 @@ from nvae_tf.model.layers.convolution import WeightNormConvolution
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class EncoderCombiner(keras.layers.Layer):
-    """Features for a posterior: bottom-up (B, H, W, C) + 1x1 convolution of top-down (B, H, W, D).
+    """Adds a 1x1 convolution of top-down features (B, H, W, D) to bottom-up ones (B, H, W, C).
 
-    `build` takes the two shapes, bottom-up first.
+    The sum goes into a posterior. `build` and `call` take a pair, bottom-up first.
     """
 
     def build(self, input_shape: Sequence[tuple]) -> None:
@@ -32,9 +33,9 @@ class EncoderCombiner(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class DecoderCombiner(keras.layers.Layer):
-    """Puts a latent variable into the top-down features: 1x1 convolution of their concatenation.
+    """Puts a latent variable into top-down features: a 1x1 convolution of their concatenation.
 
-    `build` takes the two shapes, features (B, H, W, C) first; the output has their shape.
+    `build` and `call` take a pair, features (B, H, W, C) first; the output has their shape.
     """
 
     def build(self, input_shape: Sequence[tuple]) -> None:
@@ -52,18 +53,17 @@ class DecoderCombiner(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class ParameterHead(keras.layers.Layer):
-    """Means and log-scales of a group's distribution, from features (B, H, W, C).
+    """Computes means and log-scales of a group's distribution from features (B, H, W, C).
+
+    The output is two float32 tensors (B, H, W, num_latents).
 
     Args:
-      num_latents: channels of the latent variable.
+      num_latents: The number of channels of the latent variable.
       kernel_size: 3 for the posterior, 1 for the prior.
-      elu: whether the features go through an ELU first, as the prior's do.
-
-    Returns:
-      Two float32 tensors (B, H, W, num_latents).
+      elu: Whether the features go through an ELU first, as the prior's do.
     """
 
-    def __init__(self, num_latents: int, kernel_size: int, elu: bool, **kwargs):
+    def __init__(self, num_latents: int, kernel_size: int, elu: bool, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_latents = num_latents
         self.kernel_size = kernel_size
