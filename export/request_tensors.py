@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
-from nvae_tf.data.fit import fit
+from nvae_tf.data.fit import crop_and_resize
 from nvae_tf.data.pipeline import preprocess
 
 PICTURE_CHANNELS = (1, 3, 4)  # gray, RGB and RGBA: what a PNG can hold
@@ -29,7 +29,7 @@ def read_pictures(contents: tf.Tensor, config: ModelConfig, seeds: tf.Tensor) ->
 
     def one_row(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         content, seed = row
-        pixels = fit(_decode(content, config.image_shape[-1]), _FIT, config)
+        pixels = crop_and_resize(_decode(content, config.image_shape[-1]), _FIT, config)
         return preprocess(pixels[None], config, seed)[0]
 
     shape = tf.TensorSpec(config.image_shape, tf.float32)
