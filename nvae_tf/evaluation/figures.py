@@ -19,7 +19,7 @@ _LEAST_NATS = 1e-3  # the lower end of the logarithmic colour scale
 _SCALE_COLOURS = ("#1b6ca8", "#e07a1f", "#3a8f4d", "#9b3f9b", "#b03a3a", "#5a5a5a")
 
 
-def _new(width: float = 5.0, height: float = 3.0) -> tuple[Figure, Axes]:
+def _new_figure(width: float = 5.0, height: float = 3.0) -> tuple[Figure, Axes]:
     """Returns an empty figure, 700 pixels wide by default.
 
     Its text stays readable at half that size, which is how TensorBoard shows it.
@@ -28,7 +28,7 @@ def _new(width: float = 5.0, height: float = 3.0) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _picture(figure: Figure) -> np.ndarray:
+def _render(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -55,7 +55,7 @@ def kl_bars(kl_per_group: Sequence[float], scales: Sequence[int]) -> np.ndarray:
       kl_per_group: L values in nats, top-down.
       scales: The scale of each group; scale 0 has the highest resolution.
     """
-    figure, axes = _new()
+    figure, axes = _new_figure()
     for scale in dict.fromkeys(scales):
         groups = [group for group, own in enumerate(scales) if own == scale]
         axes.bar(
@@ -68,18 +68,18 @@ def kl_bars(kl_per_group: Sequence[float], scales: Sequence[int]) -> np.ndarray:
     axes.set_ylabel("KL, nats per image")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
-    return _picture(figure)
+    return _render(figure)
 
 
 def rate_curve(kl_per_group: Sequence[float]) -> np.ndarray:
     """Draws the sum of the first k groups' KL, in nats, against k."""
-    figure, axes = _new()
+    figure, axes = _new_figure()
     axes.plot(range(len(kl_per_group) + 1), np.cumsum([0.0, *kl_per_group]), marker=".")
     axes.set_xlabel("first k groups, top-down")
     axes.set_ylabel("KL, nats per image, summed")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
-    return _picture(figure)
+    return _render(figure)
 
 
 def kl_over_time(
@@ -93,13 +93,13 @@ def kl_over_time(
       collapsed: Numbers of the groups that are labelled as collapsed.
     """
     groups = kl.shape[1]
-    figure, axes = _new(height=_height(groups))
+    figure, axes = _new_figure(height=_height(groups))
     _heat_map(figure, axes, kl.T, "KL, nats per image")
     _label_groups(axes, groups, collapsed)
     ticks = np.unique(np.linspace(0, len(steps) - 1, min(4, len(steps))).round().astype(int))
     axes.set_xticks(ticks, [f"{steps[tick]:,}" for tick in ticks])
     axes.set_xlabel("step")
-    return _picture(figure)
+    return _render(figure)
 
 
 def kl_by_channel(
@@ -111,12 +111,12 @@ def kl_by_channel(
       kl_per_channel: L arrays (C_z,) in nats.
       collapsed: Numbers of the groups that are labelled as collapsed.
     """
-    figure, axes = _new(height=_height(len(kl_per_channel)))
+    figure, axes = _new_figure(height=_height(len(kl_per_channel)))
     _heat_map(figure, axes, np.stack(kl_per_channel), "KL, nats per image")
     _label_groups(axes, len(kl_per_channel), collapsed)
     axes.set_xlabel("channel")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _picture(figure)
+    return _render(figure)
 
 
 def _heat_map(figure: Figure, axes: Axes, values: np.ndarray, label: str) -> None:
@@ -139,11 +139,11 @@ def rate_distortion(rate: Sequence[float], distortion: Sequence[float]) -> np.nd
       rate: L + 1 values: the KL of these groups, in nats.
       distortion: L + 1 values: -log p(x|z), in nats.
     """
-    figure, axes = _new()
+    figure, axes = _new_figure()
     axes.plot(rate, distortion, marker="o", markersize=4)
     for groups in dict.fromkeys((0, 1, len(rate) // 2, len(rate) - 1)):
         point = (rate[groups], distortion[groups])
         axes.annotate(f"{groups}", point, textcoords="offset points", xytext=(6, 6))
     axes.set_xlabel("rate: KL of the first k groups, nats")
     axes.set_ylabel("distortion: -log p(x|z), nats")
-    return _picture(figure)
+    return _render(figure)
