@@ -26,8 +26,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory to create.", required
 _PRESET = flags.DEFINE_string(
     "preset",
     None,
-    "Preset for the data, optimiser and training settings; default: the first preset of the paper "
-    "with the same image shape and likelihood.",
+    "Preset for the data, optimiser and training settings; default: a preset with the same image "
+    "shape and likelihood.",
 )
 
 
@@ -48,7 +48,7 @@ def import_checkpoint(path: str, workdir: Workdir, preset: str | None = None) ->
 
 
 def _nearest_preset(model: NVAE) -> ExperimentConfig:
-    """Returns the first of the paper's presets with the same image shape and likelihood."""
+    """Returns the first preset after quickstart that has the model's image shape and likelihood."""
     wanted = model.config.image_shape, model.config.likelihood
     for name in presets.names():
         config = presets.get(name)
