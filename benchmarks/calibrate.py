@@ -1,6 +1,6 @@
-"""A fixed workload of plain TensorFlow convolutions, to compare timings taken on different days.
+"""A fixed workload of plain TensorFlow convolutions, to compare timings of different days.
 
-Divide a step's time by `calibrate()`: the quotient moves far less between machines and hours than
+Divide a step's time by `calibrate()`. The quotient varies far less between machines and hours than
 the step's time does.
 """
 
@@ -12,10 +12,10 @@ import tensorflow as tf
 
 
 def calibrate(repeats: int = 15) -> float:
-    """Seconds of one pass, the least of `repeats`, which other work disturbs the least.
+    """Returns the seconds of the fastest of `repeats` passes, which other work disturbs the least.
 
-    A pass is forward and backward of a 3x3, a 1x1 and a 5x5 depthwise convolution at NVAE's shapes,
-    float32.
+    A pass computes a 3x3, a 1x1 and a 5x5 depthwise convolution at NVAE's shapes, forward and
+    backward, in float32.
     """
     generator = tf.random.Generator.from_seed(0)
     x = generator.normal([8, 16, 16, 128])

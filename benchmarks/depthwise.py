@@ -1,4 +1,4 @@
-"""The filter gradient of depthwise convolutions, TensorFlow's and ours.
+"""Compares TensorFlow's filter gradient of depthwise convolutions with this package's.
 
 `python -m benchmarks.depthwise`
 """
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         kernel = tf.random.stateless_normal([5, 5, shape[-1], 1], (0, 2))
         functions = [_gradient(_native), _gradient(depthwise_convolution)]
         best = [float("inf")] * 2
-        for _ in range(_ROUNDS):  # in turns, so that other work disturbs both alike
+        for _ in range(_ROUNDS):  # alternating, so that other work disturbs both alike
             for i, function in enumerate(functions):
                 start = time.perf_counter()
                 function(x, kernel, dy).numpy()

@@ -1,4 +1,4 @@
-"""What it saves that all draws of an image share one bottom-up pass.
+"""Measures the time that is saved by sharing one bottom-up pass among all draws of an image.
 
 `python -m benchmarks.likelihood`
 """
@@ -18,13 +18,17 @@ from nvae_tf.command_line import use_devices
 from nvae_tf.evaluation import LikelihoodEvaluator
 
 _DRAWS = flags.DEFINE_integer("num_iw_samples", 100, "Draws of z per image.", lower_bound=1)
-_IMAGES = flags.DEFINE_integer("images", 8, "Images, as one batch.", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 8, "Images in the batch.", lower_bound=1)
 
-_ROUNDS = 3  # of which the fastest counts
+_ROUNDS = 3  # the fastest one counts
 
 
 def measure(config: ExperimentConfig, draws: int, count: int) -> tuple[float, float, float]:
-    """Seconds of the evaluator, and of the whole model run so often; the bounds' difference."""
+    """Times the evaluator, and the whole model run once for each draw.
+
+    Returns:
+      The evaluator's seconds, the whole model's seconds, and the difference of the bounds in nats.
+    """
     use_devices()
     model = NVAE(config.model)
     images = tf.zeros((count, *config.model.image_shape))
@@ -47,7 +51,7 @@ def measure(config: ExperimentConfig, draws: int, count: int) -> tuple[float, fl
     evaluator.evaluate([images], 1)
     whole(images, tf.constant([0, 0], tf.int64))
     seconds, bounds = {shared: math.inf, repeated: math.inf}, {}
-    for _ in range(_ROUNDS):  # by turns, for other work on the machine comes and goes
+    for _ in range(_ROUNDS):  # alternating, so that other work disturbs both alike
         for run in (shared, repeated):
             start = time.perf_counter()
             bounds[run] = run()

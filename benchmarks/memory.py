@@ -1,4 +1,7 @@
-"""What fused normalisation and recomputation save: `python -m benchmarks.memory`."""
+"""Measures the memory that fused normalisation and recomputation save.
+
+`python -m benchmarks.memory`
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from benchmarks.workloads import (
     in_fresh_process,
     peak_resident_gigabytes,
     print_table,
-    random_pictures,
+    random_images,
 )
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
@@ -31,16 +34,22 @@ _CHAIN = 20  # blocks of normalisation, swish and convolution
 
 
 class Measurement(NamedTuple):
-    """Memory in bytes, time in seconds."""
+    """The memory of a process and the time of its steps."""
 
-    expected: int
-    tensors: int  # the most that TensorFlow's allocator had given out
-    resident: float  # of the whole process
-    step: float
+    expected: int  # bytes
+    tensors: int  # bytes, the peak of TensorFlow's allocator
+    resident: float  # 10^9 bytes, the peak of the whole process
+    step: float  # seconds, median
 
 
 def measure_chain(fused: bool) -> Measurement:
-    """Forward and backward of 20 times normalisation, swish and convolution, 32x32x32x64."""
+    """Measures 20 blocks of normalisation, swish and convolution, forward and backward.
+
+    The images are (32, 32, 32, 64).
+
+    Args:
+      fused: Whether normalisation and swish are one layer of this package, or Keras's layers.
+    """
     use_devices()
     if fused:
         norms = [BatchNormalization("swish") for _ in range(_CHAIN)]
@@ -67,9 +76,9 @@ def measure_chain(fused: bool) -> Measurement:
 
 
 def measure_preset(config: ExperimentConfig, steps: int) -> Measurement:
-    """Training steps on random images."""
+    """Measures training steps on random images."""
     use_devices()
-    images = random_pictures(config)
+    images = random_images(config)
     trainer = Trainer(config, make_strategy("one_device"), len(images))
     batches = trainer.distribute(training_batches(images, config))
     iterator = iter(batches)

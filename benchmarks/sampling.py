@@ -1,4 +1,4 @@
-"""Time of a batch of samples: `python -m benchmarks.sampling`."""
+"""Measures the time to draw a batch of samples: `python -m benchmarks.sampling`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from nvae_tf import NVAE
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
 
-_WORKLOADS = flags.DEFINE_list("workloads", list(configurations()), "Which ones to measure.")
+_WORKLOADS = flags.DEFINE_list("workloads", list(configurations()), "Workloads to measure.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Batches whose median counts.", lower_bound=1)
 
 
 def measure_sampling(config: ExperimentConfig, repeats: int) -> Measurement:
-    """Batches of mean images at temperature 0.7."""
+    """Times batches of mean images at temperature 0.7."""
     use_devices()
     batch = config.train.global_batch_size
 

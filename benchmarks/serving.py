@@ -1,6 +1,6 @@
-"""Time and size of an export, and how long requests take: `python -m benchmarks.serving`.
+"""Measures time and size of an export, and latencies: `python -m benchmarks.serving`.
 
-Requests go to the loader of SavedModels that TensorFlow Serving has, without network or merging.
+Requests go to the SavedModel loader that TensorFlow Serving uses, without network or batching.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from export.publish import publish
 from nvae_tf import NVAE, presets
 from nvae_tf.command_line import use_devices
 
-_PRESETS = flags.DEFINE_list("presets", ["quickstart"], "Whose models to export and to ask.")
+_PRESETS = flags.DEFINE_list("presets", ["quickstart"], "Presets whose models are exported.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Requests whose median counts.", lower_bound=1)
-_ROWS = 16  # of a request, as in the warm-up
+_ROWS = 16  # rows of a request, as in the larger warm-up requests
 
 
 class Export(NamedTuple):
-    """How a model was exported."""
+    """An exported model, with the time and the sizes of its export."""
 
-    version: str
+    version: str  # directory
     seconds: float
     graph: int  # bytes
     variables: int  # bytes
 
 
 class Latency(NamedTuple):
-    """Seconds of requests for `_ROWS` images."""
+    """The seconds of the first request for `_ROWS` images, and of the median one."""
 
     first: float
     median: float
 
 
 def measure_export(preset: str, base: str) -> Export:
-    """Exports a model of a preset, without what building it takes."""
+    """Exports a preset's model and times the export, without the time to build the model."""
     use_devices()
     config = presets.get(preset)
-    model = NVAE(config.model)  # untrained: it makes no difference
+    model = NVAE(config.model)  # untrained, which makes no difference to the time
     start = time.perf_counter()
     version = publish(model, base, Manifest.of(config, 0))
     seconds = time.perf_counter() - start
@@ -57,7 +57,13 @@ def measure_export(preset: str, base: str) -> Export:
 
 
 def measure_requests(version: str, warm_up: bool, repeats: int) -> dict[str, Latency]:
-    """Requests to each signature of a SavedModel that was just loaded."""
+    """Loads a SavedModel and times requests to each of its signatures.
+
+    Args:
+      version: Directory of the SavedModel.
+      warm_up: Whether the warm-up requests are sent first.
+      repeats: Number of requests of which the median is returned.
+    """
     path = os.path.join(version, "assets.extra", "tf_serving_warmup_requests")
     requests = [
         prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request

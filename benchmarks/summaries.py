@@ -1,7 +1,7 @@
-"""What TensorBoard's summaries cost a run, beside its steps: `python -m benchmarks.summaries`.
+"""Measures the time that TensorBoard's summaries take: `python -m benchmarks.summaries`.
 
-The share is that of summaries at their default intervals in the time of as many steps. Evaluating
-held-out images is not a summary and does not count.
+The share relates summaries at their default intervals to the time of the steps in between.
+Evaluating held-out images is not a summary and is not counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from benchmarks.workloads import configurations, in_fresh_process, print_table, random_pictures
+from benchmarks.workloads import configurations, in_fresh_process, print_table, random_images
 from nvae_tf import presets
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import TrainConfig
@@ -26,33 +26,33 @@ from trainers.run.trainer import Trainer
 from trainers.summaries import Speed, Summaries
 
 _WORKLOADS = flags.DEFINE_list(
-    "workloads", ["quickstart", *configurations()], "Which ones to measure."
+    "workloads", ["quickstart", *configurations()], "Workloads to measure."
 )
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps whose median counts.", lower_bound=1)
-_REPEATS = 5  # of each kind of summary
+_REPEATS = 5  # for scalars and for pictures
 
 
 class Costs(NamedTuple):
-    """Medians in seconds."""
+    """The median times of a step and of each type of summary, in seconds."""
 
     step: float
     scalars: float
     pictures: float
-    first_pictures: float  # with tracing, once in a run
+    first_pictures: float  # includes tracing, which happens once in a run
 
     @property
     def share(self) -> float:
-        """Of the time that a run at the default intervals takes for its steps."""
+        """The summaries' time as a share of the steps' time, at the default intervals."""
         default = TrainConfig()
         per_step = self.scalars / default.log_every + self.pictures / default.image_every
         return per_step / self.step
 
 
 def measure_summaries(name: str, steps: int) -> Costs:
-    """Steps of a workload, and what is logged of them."""
+    """Times a workload's training steps and their summaries."""
     use_devices()
     config = (configurations() | {"quickstart": presets.get("quickstart")})[name]
-    images = random_pictures(config)
+    images = random_images(config)
     trainer = Trainer(config, make_strategy(config.train.strategy), len(images))
     batches = iter(trainer.distribute(training_batches(images, config)))
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Time of a training step, time to the first one, and memory.
+"""Measures the time of a training step, the time to the first one, and the memory.
 
 `python -m benchmarks.train_step [--workloads=mnist,mnist_small,cifar10_small]`
 """
@@ -14,7 +14,7 @@ from benchmarks.workloads import (
     configurations,
     measure,
     measure_workloads,
-    random_pictures,
+    random_images,
 )
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
@@ -22,14 +22,14 @@ from nvae_tf.data import training_batches
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import Trainer
 
-_WORKLOADS = flags.DEFINE_list("workloads", list(configurations()), "Which ones to measure.")
+_WORKLOADS = flags.DEFINE_list("workloads", list(configurations()), "Workloads to measure.")
 _STEPS = flags.DEFINE_integer("steps", 15, "Steps whose median counts.", lower_bound=1)
 
 
 def measure_training(config: ExperimentConfig, steps: int) -> Measurement:
-    """Training steps on random images."""
+    """Times training steps on random images."""
     use_devices()
-    images = random_pictures(config)
+    images = random_images(config)
 
     def prepare() -> Callable[[], object]:
         trainer = Trainer(config, make_strategy(config.train.strategy), len(images))

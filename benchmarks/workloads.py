@@ -1,4 +1,4 @@
-"""What the benchmarks measure, and how: every measurement in a process of its own."""
+"""The workloads of the benchmarks, and functions that measure each in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SMALL: dict[str, Any] = {
 
 
 def configurations() -> dict[str, ExperimentConfig]:
-    """The three workloads by name: the paper's MNIST preset, and two small models."""
+    """Returns the three workloads by name: the paper's MNIST preset, and two small models."""
     mnist = presets.get("mnist")
     mnist_small = {
         "model.num_latent_scales": 2,
@@ -52,30 +52,30 @@ def configurations() -> dict[str, ExperimentConfig]:
     }
 
 
-def random_pictures(config: ExperimentConfig, count: int = 1000) -> np.ndarray:
-    """Noise (count, h, w, C) uint8: what the pixels are makes no difference to the time."""
+def random_images(config: ExperimentConfig, count: int = 1000) -> np.ndarray:
+    """Returns noise (count, h, w, C) uint8; the pixels' values make no difference to the time."""
     random = np.random.default_rng(0)
     return random.integers(256, size=(count, *config.model.content_shape), dtype=np.uint8)
 
 
 class Measurement(NamedTuple):
-    """Of something that is done again and again."""
+    """The times of a function that is called repeatedly, and the memory of the process."""
 
-    images: int  # each time
-    first: float  # seconds from the configuration to the end of the first time
+    images: int  # per call
+    first: float  # seconds to prepare the function and call it once
     median: float  # seconds
     fastest: float  # seconds
-    calibration: float  # seconds
+    calibration: float  # seconds; see benchmarks/calibrate.py
     peak_memory: float  # 10^9 bytes
 
 
 def measure(prepare: Callable[[], Callable[[], Any]], images: int, repeats: int) -> Measurement:
-    """Times a function that waits for its result; the two calls after the first do not count.
+    """Times a function; the two calls after the first are not counted.
 
     Args:
-      prepare: builds what is needed and returns the function.
-      images: that it works on.
-      repeats: calls that count.
+      prepare: Returns the function, which must wait for its result.
+      images: Number of images that a call computes.
+      repeats: Number of calls that are counted.
     """
     start = time.perf_counter()
     run = prepare()
@@ -93,7 +93,12 @@ def measure(prepare: Callable[[], Callable[[], Any]], images: int, repeats: int)
 
 
 def print_measurements(what: str, results: Mapping[str, Measurement]) -> None:
-    """A table with one row for each workload, by its name."""
+    """Prints a table with one row for each workload.
+
+    Args:
+      what: Name of the measured operation, for the header.
+      results: The measurements by the workload's name.
+    """
     rows = [
         (
             name,
@@ -113,13 +118,13 @@ def print_measurements(what: str, results: Mapping[str, Measurement]) -> None:
 
 
 def in_fresh_process(function: Callable, *args: Any) -> Any:
-    """What a function of a module returns, called in a new process."""
+    """Calls a module-level function in a new process, and returns its result."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
 
 
 def peak_resident_gigabytes() -> float:
-    """The most memory that this process has held so far, in 10^9 bytes (Linux)."""
+    """Returns this process's peak memory so far, in 10^9 bytes (on Linux)."""
     status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
     match = re.search(r"VmHWM:\s*(\d+) kB", status)
     assert match, "no VmHWM in /proc/self/status"
@@ -129,14 +134,21 @@ def peak_resident_gigabytes() -> float:
 def measure_workloads(
     what: str, names: Sequence[str], function: Callable[..., Measurement], repeats: int
 ) -> None:
-    """Prints the table of a function of a configuration, each in a process of its own."""
+    """Measures workloads, each in a process of its own, and prints a table.
+
+    Args:
+      what: Name of the measured operation, for the header.
+      names: Names of the workloads.
+      function: Measures a configuration with a number of repeats.
+      repeats: Number of repeats.
+    """
     chosen = {name: configurations()[name] for name in names}
     results = {name: in_fresh_process(function, config, repeats) for name, config in chosen.items()}
     print_measurements(what, results)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a Markdown table with the columns aligned."""
+    """Prints a Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     rule = [width * "-" for width in widths]
     for row in (header, rule, *rows):

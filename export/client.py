@@ -1,11 +1,11 @@
 """Asks a server for images: `python -m export.client --server=HOST:PORT --output=x.png`.
 
-Makes a sheet of pictures of what a model answers that TensorFlow Serving serves:
+The server is TensorFlow Serving. The images that its model returns are written as a sheet:
 
   sample        images from the prior
-  reconstruct   picture files, encoded and decoded again
-  vary          a row for each picture file, whose first groups are kept and the others drawn anew,
-                from the same seeds in every row
+  reconstruct   reconstructions of pictures
+  vary          a row for each picture, whose first groups are kept and the others drawn anew, from
+                the same seeds in every row
 """
 
 from __future__ import annotations
@@ -25,43 +25,55 @@ _FLAGS_OF_MODE = {
 }
 
 _SERVER = flags.DEFINE_string(
-    "server", None, "HOST:PORT; TensorFlow Serving has gRPC on 8500, REST on 8501.", required=True
+    "server",
+    None,
+    "Address of the server, HOST:PORT. TensorFlow Serving uses port 8500 for gRPC, 8501 for REST.",
+    required=True,
 )
-_PROTOCOL = flags.DEFINE_enum("protocol", "grpc", list(PROTOCOLS), "How to ask.")
-_MODEL = flags.DEFINE_string("model", "nvae", "Its name on the server.")
+_PROTOCOL = flags.DEFINE_enum("protocol", "grpc", list(PROTOCOLS), "Protocol of the requests.")
+_MODEL = flags.DEFINE_string("model", "nvae", "Name of the model on the server.")
 _VERSION = flags.DEFINE_integer(
-    "version", None, "Of the model; default: the newest that is loaded.", lower_bound=0
+    "version", None, "Version of the model; default: the newest that is loaded.", lower_bound=0
 )
-_LABEL = flags.DEFINE_string("label", None, "Instead of a version: the one with this label.")
-_MODE = flags.DEFINE_enum("mode", "sample", list(_FLAGS_OF_MODE), "What to ask for.")
+_LABEL = flags.DEFINE_string("label", None, "Label of the version, instead of its number.")
+_MODE = flags.DEFINE_enum("mode", "sample", list(_FLAGS_OF_MODE), "Images to ask for.")
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 16, "How many images; of vary: of each picture.", lower_bound=1
+    "num_samples", 16, "Number of images; vary: number of images for each picture.", lower_bound=1
 )
 _SEED = flags.DEFINE_integer(
     "seed",
     0,
-    "Of the first image; the others have the seeds after it. A seed's image is the first one that "
-    "nvae-sample draws for it.",
+    "Seed of the first image; the other images have the seeds after it. A seed gives the first "
+    "image that nvae-sample draws for it.",
     lower_bound=0,
 )
 _TEMPERATURE = flags.DEFINE_float(
-    "temperature", 1.0, "Multiplies the prior's scales; lower is more typical and less diverse."
+    "temperature",
+    1.0,
+    "Factor of the prior's standard deviations; lower values give more typical and less diverse "
+    "images.",
 )
-_IMAGES = flags.DEFINE_list("images", [], "PNG or JPEG files: a.png,b.jpg")
+_IMAGES = flags.DEFINE_list("images", [], "Pictures, as paths of PNG or JPEG files: a.png,b.jpg.")
 _KEEP_GROUPS = flags.DEFINE_integer(
-    "keep_groups", 1, "vary: how many groups, from the top, come from the picture.", lower_bound=0
+    "keep_groups",
+    1,
+    "vary: number of groups, from the lowest resolution, that are kept from the picture.",
+    lower_bound=0,
 )
 _DEADLINE = flags.DEFINE_float(
-    "deadline", 60.0, "Seconds for a request of up to 32 images, with its retries."
+    "deadline", 60.0, "Seconds for a request of up to 32 images, including its retries."
 )
 _RETRIES = flags.DEFINE_integer(
-    "retries", 4, "How often to ask again a server that is down or too busy.", lower_bound=0
+    "retries",
+    4,
+    "Number of times a request is repeated if the server is down or busy.",
+    lower_bound=0,
 )
-_OUTPUT = flags.DEFINE_string("output", "samples.png", "The sheet, x.png.")
+_OUTPUT = flags.DEFINE_string("output", "samples.png", "Sheet to write, x.png.")
 
 
 def check_flags(mode: str) -> None:
-    """Raises a ValueError for flags that the mode has no use for, or lacks."""
+    """Raises a ValueError if the mode does not use a flag that was given, or lacks one."""
     check_flags_of_mode(mode, _FLAGS_OF_MODE)
     if "images" in _FLAGS_OF_MODE[mode] and not _IMAGES.value:
         raise ValueError(f"--mode={mode} needs --images.")

@@ -1,6 +1,6 @@
 """Exports a run for serving: `python -m export.export_model --workdir=DIR --export_base=BASE`.
 
-The SavedModel appears as `BASE/<version>`, one more than the largest version there.
+The SavedModel appears as `BASE/<version>`, where the version is one above the largest in BASE.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from nvae_tf.runs.workdir import Workdir
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _CHECKPOINT = define_checkpoint_flag()
 _EXPORT_BASE = flags.DEFINE_string(
-    "export_base", None, "Directory whose sub-directories are versions.", required=True
+    "export_base", None, "Directory whose sub-directories are the versions.", required=True
 )
 _KEEP_VERSIONS = flags.DEFINE_integer(
-    "keep_versions", None, "Of the newest versions; default: all.", lower_bound=1
+    "keep_versions", None, "Number of the newest versions to keep; default: all.", lower_bound=1
 )
 _ALLOW_WORSE = flags.DEFINE_bool(
     "allow_worse",
     False,
-    "Publish even if the newest version has fewer validation bits per dimension, or if nothing "
-    "says which is better.",
+    "Publish even if the newest version has fewer validation bits per dimension, or if the two "
+    "cannot be compared.",
 )
 _PRECISION = flags.DEFINE_enum(
-    "precision", "float32", PRECISIONS, "In which to serve, whatever the run was trained in."
+    "precision",
+    "float32",
+    PRECISIONS,
+    "Precision of the served model, independent of the precision in training.",
 )
 
 

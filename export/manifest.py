@@ -1,4 +1,4 @@
-"""What a SavedModel says about where it comes from: `assets.extra/nvae_manifest.json`."""
+"""The manifest in which a SavedModel records its origin: `assets.extra/nvae_manifest.json`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from nvae_tf.files import write_atomically
 from nvae_tf.runs.checkpoint_files import checkpoint_step
 from nvae_tf.runs.workdir import Workdir
 
-EXTRA = "assets.extra"  # which loaders ignore, and servers keep beside the model
+EXTRA = "assets.extra"  # a directory that loaders ignore, and servers keep beside the model
 _FILE = "nvae_manifest.json"
-_KIND = ("image_shape", "padding", "likelihood", "num_x_bits")
+_IMAGE_FORMAT = ("image_shape", "padding", "likelihood", "num_x_bits")
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Where a SavedModel comes from.
+    """The origin of a SavedModel: its run's configuration, step and metrics, and the software.
 
     `write_saved_model` fills in the last three fields.
     """
 
-    config: Mapping[str, Any]  # of the run, as its config.json has it
-    step: int  # of the checkpoint
+    config: Mapping[str, Any]  # the run's configuration, as in its config.json
+    step: int  # the checkpoint's step
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # empty: not evaluated
     signatures: tuple[str, ...] = ()
     precision: str = ""
@@ -42,38 +42,41 @@ class Manifest:
     def of(
         cls, config: ExperimentConfig, step: int, metrics: Mapping[str, Any] | None = None
     ) -> Manifest:
-        """Of a model that was trained with that configuration for so many steps."""
+        """Returns the manifest of a model that was trained with `config` for `step` steps."""
         return cls(json.loads(config.to_json()), step, metrics or {})
 
     @property
-    def kind(self) -> dict[str, Any]:
-        """Of which images it is a model: bits per dimension of other ones are another thing."""
-        return {name: self.config["model"][name] for name in _KIND}
+    def image_format(self) -> dict[str, Any]:
+        """The fields that must be equal for two models' bits per dimension to be comparable."""
+        return {name: self.config["model"][name] for name in _IMAGE_FORMAT}
 
 
-def run_manifest(workdir: Workdir, which: str = "latest") -> Manifest:
-    """Of a run's checkpoint, with the metrics of its newest evaluation at that step, if any.
+def run_manifest(workdir: Workdir, checkpoint: str = "latest") -> Manifest:
+    """Returns the manifest of a run's checkpoint, with the metrics of an evaluation at its step.
+
+    Without such an evaluation the metrics are empty.
 
     Args:
-      workdir: of the run.
-      which: `"latest"` or `"best"`; for the best, `evaluation_best.json` is looked at first.
+      workdir: The run's workdir.
+      checkpoint: `"latest"` or `"best"`. For the best, `evaluation_best.json` takes precedence over
+        `evaluation.json`.
 
     Raises:
-      FileNotFoundError: if no run was started there, or it has no such checkpoint yet.
+      FileNotFoundError: if the workdir holds no run, or the run has no such checkpoint yet.
     """
     config = workdir.read_config()
-    checkpoint = workdir.checkpoint(which)
-    if checkpoint is None:
-        raise FileNotFoundError(f"The run in {workdir.path!r} has no {which} checkpoint yet.")
-    step = checkpoint_step(checkpoint)
+    path = workdir.checkpoint(checkpoint)
+    if path is None:
+        raise FileNotFoundError(f"The run in {workdir.path!r} has no {checkpoint} checkpoint yet.")
+    step = checkpoint_step(path)
     files = [workdir.evaluation]
-    if which == "best":
+    if checkpoint == "best":
         files.insert(0, workdir / "evaluation_best.json")
     return Manifest.of(config, step, _metrics(files, step))
 
 
 def _metrics(files: list[str], step: int) -> dict[str, Any]:
-    """The numbers and words of the first evaluation at that step; no lists."""
+    """Returns the numbers and strings in the first of the files that was written at that step."""
     for path in files:
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
@@ -84,7 +87,7 @@ def _metrics(files: list[str], step: int) -> dict[str, Any]:
 
 
 def write_manifest(directory: str, manifest: Manifest) -> None:
-    """Writes it into a SavedModel's directory, with the versions of the software of the moment."""
+    """Writes a manifest, with the current software versions, into a SavedModel's directory."""
     os.makedirs(os.path.join(directory, EXTRA), exist_ok=True)
     fields = dataclasses.asdict(manifest) | {"software": _software()}
     text = json.dumps(fields, indent=2) + "\n"
@@ -92,10 +95,10 @@ def write_manifest(directory: str, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: str | os.PathLike) -> Manifest | None:
-    """The manifest of a SavedModel, or None if it has none.
+    """Reads the manifest of a SavedModel; returns None if it has none.
 
     Raises:
-      ValueError: if it has one that cannot be read.
+      ValueError: if the manifest is damaged or was not written by this package.
     """
     path = os.path.join(directory, EXTRA, _FILE)
     if not os.path.exists(path):
@@ -122,7 +125,7 @@ def _software() -> dict[str, str]:
 
 
 def _fingerprint(root: pathlib.Path, *packages: str) -> str:
-    """Of the packages' sources: the same text has the same one, with or without git."""
+    """Returns a hash of the packages' source files, which does not depend on git."""
     digest = hashlib.sha256()
     for path in sorted(path for package in packages for path in (root / package).rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())

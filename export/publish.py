@@ -1,6 +1,6 @@
-"""Versions of a model in a directory that a server watches: they appear and go whole.
+"""Publishing of versions in a directory that a server watches; they appear and vanish complete.
 
-`BASE/<integer>` are versions. Whatever else is there begins with a dot, which servers ignore.
+The versions are `BASE/<integer>`. All other names in BASE begin with a dot, so servers ignore them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNFINISHED, _REMOVED = ".unfinished-", ".removed-"
 
 
 class WorseModelError(ValueError):
-    """A model was refused, because the one being served is better, or nothing says it is not."""
+    """A refusal to publish a model that is worse than the served one, or cannot be compared."""
 
 
 def publish(
@@ -34,24 +34,25 @@ def publish(
     keep_versions: int | None = None,
     allow_worse: bool = False,
 ) -> str:
-    """Writes the model as the next version below a directory, which is created if need be.
+    """Writes a model as the next version in a directory, which is created if necessary.
 
-    A version is written aside and renamed, so that whoever reads the directory sees all of it or
-    nothing, even if this process is killed. Publishers of one directory take turns.
+    A version is written under another name and then renamed, so readers of the directory see it
+    complete or not at all, even if this process is killed. Concurrent publishers wait for each
+    other.
 
     Args:
-      model: in the precision that it is to be served in.
-      base: directory of the versions.
-      manifest: of the model, as `run_manifest` makes it.
-      keep_versions: how many of the newest to keep, this one included; None: all.
-      allow_worse: whether to publish without the blessing of `check_blessing`.
+      model: The model, in the precision in which it is served.
+      base: Directory of the versions.
+      manifest: The model's manifest, from `run_manifest`.
+      keep_versions: Number of the newest versions to keep, including this one; None for all.
+      allow_worse: Whether to skip `check_blessing`.
 
     Returns:
       The version's directory.
 
     Raises:
-      WorseModelError: as `check_blessing`, before anything is written.
-      ValueError: for `keep_versions` below 1.
+      WorseModelError: if `check_blessing` refuses the model. Nothing is written then.
+      ValueError: if `keep_versions` is below 1.
       NotADirectoryError: if the base is a file.
     """
     if keep_versions is not None and keep_versions < 1:
@@ -60,7 +61,7 @@ def publish(
     if os.path.exists(base) and not os.path.isdir(base):
         raise NotADirectoryError(f"The export base {base!r} is not a directory.")
     os.makedirs(base, exist_ok=True)
-    with _turn(base):
+    with _publishing_lock(base):
         _remove_leftovers(base)
         present = versions(base)
         newest = max(present, default=0)
@@ -79,7 +80,7 @@ def publish(
 
 
 def versions(base: str | os.PathLike) -> dict[int, str]:
-    """The directories of all versions by their numbers, in ascending order."""
+    """Returns the directories of all versions by number, in ascending order."""
     found = {
         int(name): os.path.join(base, name)
         for name in os.listdir(base)
@@ -89,18 +90,18 @@ def versions(base: str | os.PathLike) -> dict[int, str]:
 
 
 def check_blessing(manifest: Manifest, served: str | os.PathLike) -> None:
-    """Compares the validation bits per dimension of a model with those of one being served.
+    """Compares the validation bits per dimension of a new model with those of the served one.
 
-    An equal value is good enough. A served model that says nothing of its own bits per dimension
-    is nothing to compare with: everything may follow it.
+    Equal values pass. If the served model's manifest has no bits per dimension, every model
+    passes.
 
     Args:
-      manifest: of the new model.
-      served: directory of the SavedModel that is being served.
+      manifest: The new model's manifest.
+      served: Directory of the SavedModel that is being served.
 
     Raises:
-      WorseModelError: if the new one has more bits per dimension, was not evaluated, or models
-        another kind of images.
+      WorseModelError: if the new model has more bits per dimension, was not evaluated, or has
+        another image format.
     """
     other = read_manifest(served)
     if other is None or METRIC not in other.metrics:
@@ -108,10 +109,10 @@ def check_blessing(manifest: Manifest, served: str | os.PathLike) -> None:
     advice = "Publish it nevertheless with --allow_worse."
     theirs = other.metrics[METRIC]
     compared = f"The version being served, {os.fspath(served)!r}, has {theirs:.4f} bits per dim"
-    if manifest.kind != other.kind:
+    if manifest.image_format != other.image_format:
         raise WorseModelError(
-            f"{compared} of images of another kind: {other.kind} there, {manifest.kind} here. "
-            f"They do not compare. {advice}"
+            f"{compared} of images of another kind: {other.image_format} there, "
+            f"{manifest.image_format} here. They do not compare. {advice}"
         )
     if METRIC not in manifest.metrics:
         raise WorseModelError(
@@ -119,7 +120,7 @@ def check_blessing(manifest: Manifest, served: str | os.PathLike) -> None:
             f"Run nvae-evaluate on the same workdir and checkpoint first. {advice}"
         )
     ours = manifest.metrics[METRIC]
-    if not ours <= theirs:  # NaN is not either
+    if not ours <= theirs:  # true for NaN as well
         raise WorseModelError(
             f"{compared} on {_images(other)} (step {other.step}), the new one {ours:.4f} on "
             f"{_images(manifest)} (step {manifest.step}), which is worse. {advice}"
@@ -127,14 +128,14 @@ def check_blessing(manifest: Manifest, served: str | os.PathLike) -> None:
 
 
 def _images(manifest: Manifest) -> str:
-    """On which images the metrics were measured."""
+    """Returns a phrase for the images on which the metrics were measured."""
     number = manifest.metrics.get("num_images", "?")
     return f"{number} images of {manifest.metrics.get('split', '?')!r}"
 
 
 @contextlib.contextmanager
-def _turn(base: str) -> Iterator[None]:
-    """Waits until nobody else publishes there. The system ends the turn of a killed process."""
+def _publishing_lock(base: str) -> Iterator[None]:
+    """Locks a directory for one publisher; the system releases the lock of a killed process."""
     with open(os.path.join(base, _LOCK), "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +146,7 @@ def _turn(base: str) -> Iterator[None]:
 
 
 def _remove_leftovers(base: str) -> None:
-    """Of killed publishers: one that lives would have the turn."""
+    """Removes unfinished directories. Their publishers were killed, because the lock is ours."""
     for name in os.listdir(base):
         if name.startswith((_UNFINISHED, _REMOVED)):
             shutil.rmtree(os.path.join(base, name))
@@ -153,7 +154,7 @@ def _remove_leftovers(base: str) -> None:
 
 def _remove_old(base: str, keep: int) -> None:
     for number, path in list(versions(base).items())[:-keep]:
-        # Under its own name it would be there in part while its files go.
+        # Under its own name the version would be visible while its files are removed.
         removed = os.path.join(base, f"{_REMOVED}{number}")
         os.rename(path, removed)
         shutil.rmtree(removed)

@@ -1,35 +1,39 @@
-"""What requests hold, as tensors for the model: inside the graph, and every row for itself."""
+"""Conversion of requests into the model's input, inside the graph and row by row."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
-from nvae_tf.data.fit import fit
+from nvae_tf.data.fit import crop_and_resize
 from nvae_tf.data.pipeline import preprocess
 
-PICTURE_CHANNELS = (1, 3, 4)  # gray, RGB and RGBA: what a PNG can hold
+PICTURE_CHANNELS = (1, 3, 4)  # gray, RGB and RGBA, the channels that a PNG can have
 
-_FIT = DataConfig(center_crop=True, resize=True)
+_CROP_AND_RESIZE = DataConfig(center_crop=True, resize=True)
 _DEFAULT_TEMPERATURE = 1.0
 
 
 def read_pictures(contents: tf.Tensor, config: ModelConfig, seeds: tf.Tensor) -> tf.Tensor:
-    """The model's input (B, H, W, C) in [0, 1], padding included, from files of any size.
+    """Decodes pictures of any size into the model's input.
 
-    Colours become gray, or gray becomes colours, as the model needs it; transparency is dropped, or
-    added as opaque. The largest centred part of the model's proportions is resized by area. Then
-    comes what training images get: `preprocess`, with the row's seed for the binarisation.
+    Gray and colours are converted to what the model needs. An alpha channel is dropped, or added
+    as opaque. The largest centred part with the model's aspect ratio is resized by area, and then
+    preprocessed like the training images; see `preprocess`.
 
     Args:
-      contents: string (B,), PNG or JPEG.
-      config: of the model, with 1, 3 or 4 channels.
-      seeds: int64 (B, 2).
+      contents: PNG or JPEG files, string (B,).
+      config: The model's configuration, with 1, 3 or 4 channels.
+      seeds: Seeds of the binarisation, int64 (B, 2).
+
+    Returns:
+      (B, H, W, C) float32 in [0, 1], including the padding.
     """
 
     def one_row(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         content, seed = row
-        pixels = fit(_decode(content, config.image_shape[-1]), _FIT, config)
+        decoded = _decode(content, config.image_shape[-1])
+        pixels = crop_and_resize(decoded, _CROP_AND_RESIZE, config)
         return preprocess(pixels[None], config, seed)[0]
 
     shape = tf.TensorSpec(config.image_shape, tf.float32)
@@ -37,7 +41,7 @@ def read_pictures(contents: tf.Tensor, config: ModelConfig, seeds: tf.Tensor) ->
 
 
 def _decode(content: tf.Tensor, channels: int) -> tf.Tensor:
-    """A picture (h, w, channels) uint8."""
+    """Decodes a PNG or JPEG file into an image (h, w, channels) uint8."""
     if channels < 4:
         return tf.io.decode_image(content, channels, expand_animations=False)
 
@@ -53,9 +57,9 @@ def _decode(content: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def read_examples(examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Seeds int64 (B,) and temperatures float32 (B,) of serialised tf.Examples (B,).
+    """Parses serialised tf.Examples (B,) into seeds int64 (B,) and temperatures float32 (B,).
 
-    Both features are optional: seed 0 and temperature 1. Other features are not looked at.
+    Both features are optional and default to seed 0 and temperature 1. Other features are ignored.
     """
     features = tf.io.parse_example(
         examples,
@@ -68,9 +72,9 @@ def read_examples(examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def allowed_temperature(temperature: tf.Tensor) -> tf.Tensor:
-    """Temperatures (B,) that mean something: NaN counts as 1, a negative one as 0.
+    """Replaces invalid temperatures (B,): NaN becomes 1, and negative values become 0.
 
-    An error would fail all the requests that a server has merged with the wrong one.
+    An error would fail all requests that the server has merged into the same batch.
     """
     known = tf.where(tf.math.is_nan(temperature), _DEFAULT_TEMPERATURE, temperature)
     return tf.maximum(known, 0.0)

@@ -1,6 +1,6 @@
-"""Images from a model on TensorFlow Serving, over gRPC or REST.
+"""A client for models on TensorFlow Serving, over gRPC or REST. See docs/client.md.
 
-With REST, neither TensorFlow nor anything of the model is imported.
+With REST, neither TensorFlow nor the model's code is imported.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ PROTOCOLS: dict[str, type[GrpcTransport] | type[RestTransport]] = {
     "grpc": GrpcTransport,
     "rest": RestTransport,
 }
-MAX_ROWS = 32  # of a request: the max_batch_size of export/serving/batching_parameters.txt
+MAX_ROWS = 32  # per request: max_batch_size in export/serving/batching_parameters.txt
 _FIRST_WAIT = 0.2  # seconds
-_PICTURE_FORMATS = ("PNG", "JPEG", "MPO")  # MPO: JPEG with more pictures behind the first
+_PICTURE_FORMATS = ("PNG", "JPEG", "MPO")  # MPO is a JPEG that is followed by more pictures
 _MAX_DETAIL = 300  # characters
 
 
 class RequestError(OSError):
-    """A server that does not answer, or refuses.
+    """A request that the server did not answer or refused.
 
     Attributes:
-      code: gRPC's name for the reason, over REST too: `"UNAVAILABLE"` (no server, or too busy),
+      code: gRPC's name of the reason, also over REST: `"UNAVAILABLE"` (no server, or too busy),
         `"NOT_FOUND"` (no such model or version), `"DEADLINE_EXCEEDED"`, `"INVALID_ARGUMENT"`,
         `"FAILED_PRECONDITION"`, ….
     """
@@ -42,24 +42,24 @@ class RequestError(OSError):
 
 
 class Client:
-    """Asks a served model for images. Threads may share it.
+    """A client that asks a served model for images. Threads may share it.
 
-    Image i of an answer depends on seed + i and on picture i alone: more images, or what else the
-    server is doing, change none of them (by more than one grey level). Image 0 is that of
-    `nvae-sample` with the same seed, image 1 is image 0 of the next seed.
+    Image i of an answer depends only on seed + i and on picture i. The number of images and the
+    server's load change its pixels by one grey level at most. Image 0 is the first image that
+    `nvae-sample` draws with the same seed, and image 1 is image 0 of the next seed.
 
     Args:
-      server: HOST:PORT; TensorFlow Serving has gRPC on port 8500 and REST on 8501.
+      server: HOST:PORT. TensorFlow Serving uses port 8500 for gRPC and 8501 for REST.
       protocol: `"grpc"` or `"rest"`.
-      model: its name on the server.
-      version: of the model; None: the newest that is loaded.
-      label: instead of a version.
-      deadline: seconds for each request of up to `MAX_ROWS` rows, all its retries included.
-      retries: how often a request is sent again if the server is down or too busy, after waits
-        which double from 0.2 seconds.
+      model: Name of the model on the server.
+      version: Version of the model; None for the newest that is loaded.
+      label: Label of the version, instead of its number.
+      deadline: Seconds for each request of up to `MAX_ROWS` rows, including its retries.
+      retries: Number of times a request is repeated if the server is down or busy. The waits in
+        between double, starting from 0.2 seconds.
 
     Raises:
-      ValueError: for anything else.
+      ValueError: if an argument is not allowed.
 
     Example:
     ```python
@@ -111,33 +111,39 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._transport.close()
 
     def sample(self, num_samples: int, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
-        """Images (num_samples, h, w, C) uint8 from the prior.
+        """Asks for images that are drawn from the prior.
 
         Args:
-          num_samples: at least 1.
-          seed: of the first image, at least 0; the others have the seeds after it.
-          temperature: multiplies the prior's scales.
+          num_samples: Number of images, at least 1.
+          seed: Seed of the first image, at least 0. The other images have the seeds after it.
+          temperature: Factor of the prior's standard deviations.
+
+        Returns:
+          (num_samples, h, w, C) uint8.
 
         Raises:
-          ValueError: for anything else, before the server is asked.
-          RequestError: if there is no answer.
+          ValueError: if an argument is not allowed. No request is sent then.
+          RequestError: if the server does not answer or refuses.
         """
         return self._images("sample", _drawing_inputs(num_samples, seed, temperature))
 
     def reconstruct(self, pictures: Sequence[str | os.PathLike | bytes]) -> np.ndarray:
-        """Pictures (N, h, w, C) uint8, encoded and decoded again.
+        """Asks for the model's reconstructions of pictures.
 
         Args:
-          pictures: PNG or JPEG files of any size: paths, or what is in them.
+          pictures: N PNG or JPEG files of any size, each as a path or as the file's bytes.
+
+        Returns:
+          (N, h, w, C) uint8.
 
         Raises:
-          ValueError: for what is no such picture, before the server is asked.
-          OSError: for files that cannot be read.
-          RequestError: if there is no answer.
+          ValueError: if a file is not such a picture. No request is sent then.
+          OSError: if a file cannot be read.
+          RequestError: if the server does not answer or refuses.
         """
         return self._images("reconstruct", {"image_bytes": _read_pictures(pictures)})
 
@@ -148,18 +154,22 @@ class Client:
         seed: int = 0,
         temperature: float = 1.0,
     ) -> np.ndarray:
-        """Variations (N, h, w, C) uint8: some latent groups of the pictures, the others drawn.
+        """Asks for variations of pictures, with some latent groups kept and the others drawn.
 
         Args:
-          pictures: as for `reconstruct`.
-          keep_groups: how many groups come from the picture, from the top; L or more: all.
-          seed: of the first picture, at least 0; the others have the seeds after it.
-          temperature: of what is drawn.
+          pictures: N pictures; see `reconstruct`.
+          keep_groups: Number of groups, from the lowest resolution, that are kept from the picture.
+            If it is at least the model's number of groups, all are kept.
+          seed: Seed of the first picture, at least 0. The other pictures have the seeds after it.
+          temperature: Factor of the prior's standard deviations in the groups that are drawn.
+
+        Returns:
+          (N, h, w, C) uint8.
 
         Raises:
-          ValueError: for anything else, before the server is asked.
-          OSError: for files that cannot be read.
-          RequestError: if there is no answer.
+          ValueError: if an argument is not allowed. No request is sent then.
+          OSError: if a file cannot be read.
+          RequestError: if the server does not answer or refuses.
         """
         if not 0 <= keep_groups < 2**31:
             raise ValueError(f"keep_groups must be at least 0, received {keep_groups}.")
@@ -169,15 +179,17 @@ class Client:
         return self._images("vary", inputs | {"image_bytes": contents, "keep_groups": kept})
 
     def ask(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs of any signature, by name.
+        """Asks any signature, and returns its outputs by name.
+
+        More than `MAX_ROWS` rows are sent in several requests, because the server refuses more rows
+        than its largest batch.
 
         Args:
-          signature: its name.
-          inputs: arrays (B, …) by name, bytes as objects. More than `MAX_ROWS` rows are sent in
-            several requests, for a server refuses more than its largest batch.
+          signature: Name of the signature.
+          inputs: Arrays (B, …) by name; bytes are objects.
 
         Raises:
-          RequestError: if there is no answer.
+          RequestError: if the server does not answer or refuses.
         """
         rows = len(next(iter(inputs.values())))
         answers = [
@@ -199,10 +211,10 @@ class Client:
             try:
                 return self._transport.ask(signature, inputs, end - time.monotonic())
             except Refusal as refusal:
-                # Clients that were refused together do not come back together.
+                # A random wait keeps clients that were refused together from returning together.
                 pause = wait * random.uniform(0.5, 1)
                 last = attempt > self._retries or time.monotonic() + pause >= end
-                if last or not refusal.passing:
+                if last or not refusal.temporary:
                     message = self._explain(refusal, signature, attempt)
                     raise RequestError(refusal.code, message) from refusal
             time.sleep(pause)
@@ -210,7 +222,7 @@ class Client:
         raise AssertionError("The last attempt returns or raises.")
 
     def _explain(self, refusal: Refusal, signature: str, attempts: int) -> str:
-        """What went wrong, and what may help, in one line."""
+        """Returns one line that says what went wrong and what may help."""
         server = f"The server at {self._target.server}"
         said = " ".join(refusal.detail.split())
         if len(said) > _MAX_DETAIL:
@@ -253,13 +265,12 @@ def _drawing_inputs(rows: int, seed: int, temperature: float) -> dict[str, np.nd
 
 
 def _read_pictures(pictures: Sequence[str | os.PathLike | bytes]) -> np.ndarray:
-    """The contents (N,) of picture files, each of which has been decoded once as a check.
+    """Reads N pictures into an array (N,) of bytes, and decodes each once as a check.
 
-    One that the server cannot decode would fail the requests of others that are merged with it.
+    A picture that the server cannot decode would fail all requests in the same batch.
 
     Raises:
-      ValueError: if there are none, or one of them is no PNG or JPEG, is broken or has other
-        channels than gray, RGB or these with transparency.
+      ValueError: if there are none, or one is not a PNG or JPEG, is damaged, or is in CMYK.
       OSError: if a file cannot be read.
     """
     contents = np.empty(len(pictures), object)
@@ -281,21 +292,21 @@ def _read_pictures(pictures: Sequence[str | os.PathLike | bytes]) -> np.ndarray:
 
 
 def _check_picture(name: str, content: bytes) -> None:
-    from PIL import Image  # nothing else needs it
+    from PIL import Image  # imported here because only pictures need it
 
     try:
         with Image.open(io.BytesIO(content)) as image:
-            kind, mode = image.format, image.mode
-            if kind in _PICTURE_FORMATS:
+            file_format, mode = image.format, image.mode
+            if file_format in _PICTURE_FORMATS:
                 image.load()
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a picture; PNG and JPEG are.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # whatever Pillow says of broken files
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises these for damaged files
         raise ValueError(f"{name} is broken: {error}.") from error
-    if kind not in _PICTURE_FORMATS:
-        raise ValueError(f"{name} is a picture in the format {kind}; send PNG or JPEG.")
+    if file_format not in _PICTURE_FORMATS:
+        raise ValueError(f"{name} is a picture in the format {file_format}; send PNG or JPEG.")
     if mode == "CMYK":
         raise ValueError(
             f"{name} has the four channels of print (CMYK); send gray, RGB or RGBA pictures."

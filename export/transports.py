@@ -1,7 +1,6 @@
-"""How requests reach TensorFlow Serving: over gRPC, or over REST.
+"""Transports that carry requests to TensorFlow Serving, over gRPC or over REST.
 
-Nothing of TensorFlow is imported for REST. For gRPC the protocol buffers of TensorFlow Serving
-import it.
+REST does not import TensorFlow. With gRPC, the protocol buffers of TensorFlow Serving import it.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 _UNLIMITED = -1
-_RECONNECT = (100, 1000)  # milliseconds; gRPC's own 1 s to 2 min would outlast our retries
+_RECONNECT = (100, 1000)  # milliseconds; gRPC's default, 1 s to 2 min, would outlast our retries
 _CHUNK = 1 << 16  # bytes
 
-# HTTP's codes for gRPC's, as TensorFlow Serving has them.
+# gRPC's names by HTTP status code, as TensorFlow Serving maps them.
 _CODES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -35,15 +34,15 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-_PASSING = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+_TEMPORARY = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 
 
 class Target(NamedTuple):
-    """A model on a server, in one version or in the one that has a label."""
+    """A model on a server, optionally in the version of a number or of a label."""
 
     server: str  # HOST:PORT
     model: str
-    version: int | None = None  # None: the newest that is loaded
+    version: int | None = None  # None for the newest that is loaded
     label: str | None = None
 
     def __str__(self) -> str:
@@ -56,39 +55,39 @@ class Target(NamedTuple):
 
 
 class Refusal(Exception):
-    """A request without an answer.
+    """A request that was sent once and got no answer.
 
     Args:
-      code: gRPC's name for the reason, such as `"NOT_FOUND"`, over REST too.
-      detail: what the server, or the network, says about it.
-      passing: whether the same request may have an answer a little later.
+      code: gRPC's name of the reason, such as `"NOT_FOUND"`, also over REST.
+      detail: The message of the server or the network.
+      temporary: Whether the same request may succeed a little later.
     """
 
-    def __init__(self, code: str, detail: str, passing: bool):
+    def __init__(self, code: str, detail: str, temporary: bool):
         super().__init__(detail)
         self.code = code
         self.detail = detail
-        self.passing = passing
+        self.temporary = temporary
 
 
 class Transport(Protocol):
-    """Asks one signature of a model once."""
+    """A way to send one request to a signature of a model, without retries."""
 
     def ask(
         self, signature: str, inputs: Mapping[str, np.ndarray], seconds: float
     ) -> dict[str, np.ndarray]:
-        """The outputs by name, for inputs by name, all with the batch first.
+        """Sends inputs and returns outputs, arrays (B, …) by name.
 
         Raises:
-          Refusal: if there is no answer within that time, or none at all.
+          Refusal: if the server refuses, or does not answer within that many seconds.
         """
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
 
 
 class GrpcTransport:
-    """Asks the PredictionService."""
+    """A transport that calls the PredictionService over gRPC."""
 
     def __init__(self, target: Target):
         import grpc
@@ -113,7 +112,7 @@ class GrpcTransport:
         self, signature: str, inputs: Mapping[str, np.ndarray], seconds: float
     ) -> dict[str, np.ndarray]:
         """See `Transport`."""
-        import tensorflow as tf  # which the protocol buffers have imported anyway
+        import tensorflow as tf  # the protocol buffers have imported it already
 
         request = self._request()
         spec = request.model_spec
@@ -129,7 +128,7 @@ class GrpcTransport:
         except self._error as error:
             code = error.code().name  # type: ignore[attr-defined]
             detail = error.details() or ""  # type: ignore[attr-defined]
-            raise Refusal(code, detail, code in _PASSING) from error
+            raise Refusal(code, detail, code in _TEMPORARY) from error
         return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
 
     def close(self) -> None:
@@ -138,7 +137,7 @@ class GrpcTransport:
 
 
 class RestTransport:
-    """Posts to `/v1/models/NAME:predict`, in the columnar format."""
+    """A transport that posts to `/v1/models/NAME:predict`, in REST's columnar format."""
 
     def __init__(self, target: Target):
         path = f"/v1/models/{urllib.parse.quote(target.model, safe='')}"
@@ -162,11 +161,11 @@ class RestTransport:
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal("INTERNAL", "its answer is not that of a model server", False) from error
         if not isinstance(outputs, dict):
-            outputs = {"image": outputs}  # the server does not name a single output, ours is this
+            outputs = {"image": outputs}  # the server omits a single output's name; ours is image
         return {name: _from_json(name, value) for name, value in outputs.items()}
 
     def _post(self, body: bytes, end: float) -> bytes:
-        """The answer to a body, until a time of `time.monotonic`."""
+        """Posts a body, and returns the answer if it arrives before `time.monotonic()` is `end`."""
         request = urllib.request.Request(
             self._url, body, {"Content-Type": "application/json"}, method="POST"
         )
@@ -176,18 +175,18 @@ class RestTransport:
                 chunks = []
                 while chunk := response.read1(_CHUNK):
                     chunks.append(chunk)
-                    if time.monotonic() > end:  # the timeout is that of one piece
+                    if time.monotonic() > end:  # urllib's timeout applies to each piece
                         raise TimeoutError
                 return b"".join(chunks)
         except urllib.error.HTTPError as error:
             with error:
                 code = _CODES.get(error.code, "UNKNOWN")
-                raise Refusal(code, _error_message(error), code in _PASSING) from error
+                raise Refusal(code, _error_message(error), code in _TEMPORARY) from error
         except (OSError, http.client.HTTPException) as error:
             raise _network_refusal(error) from error
 
     def close(self) -> None:
-        """See `Transport`. Every request has a connection of its own."""
+        """Does nothing, because every request has a connection of its own."""
 
 
 def _error_message(error: urllib.error.HTTPError) -> str:
@@ -215,7 +214,7 @@ def _to_json(value: np.ndarray) -> list[Any]:
 
 
 def _from_json(name: str, value: list[Any]) -> np.ndarray:
-    if name.endswith("_bytes"):  # so the server tells bytes from text
+    if name.endswith("_bytes"):  # by this suffix the server tells bytes from text
         return np.array([base64.b64decode(content["b64"]) for content in value], object)
     array = np.asarray(value)
     return array.astype(np.float32 if array.dtype.kind == "f" else np.uint8)

@@ -1,6 +1,6 @@
-"""Requests that TensorFlow Serving sends to a model before it lets clients do so.
+"""Warm-up requests, which TensorFlow Serving sends to a model before it accepts other requests.
 
-The first call of a signature optimises its graph, which takes much longer than the calls after it.
+The first call of a signature optimises its graph, and takes much longer than later calls.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from export.manifest import EXTRA
 
-BATCH_SIZES = (1, 16)  # a server refuses more than 1,000 requests, and takes time for each
+BATCH_SIZES = (1, 16)  # few, because each request takes time; servers refuse more than 1,000
 _FILE = "tf_serving_warmup_requests"
-_SIDE = 64  # pixels of the picture that is sent
+_SIDE = 64  # height and width of the picture in the requests, in pixels
 
 
 def write_warmup_requests(
     directory: str | os.PathLike,
     signatures: Mapping[str, tf.types.experimental.ConcreteFunction],
 ) -> str:
-    """Writes the requests into a SavedModel's directory; returns the file's path.
+    """Writes requests to all signatures into a SavedModel's directory.
 
     Args:
-      directory: of the SavedModel.
-      signatures: functions of named tensors (B, …), by name.
+      directory: Directory of the SavedModel.
+      signatures: Functions of named tensors (B, …), by the signature's name.
+
+    Returns:
+      The path of the file.
     """
     path = os.path.join(directory, EXTRA, _FILE)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -55,7 +58,7 @@ def _requests(
 
 
 def _row(spec: tf.TensorSpec) -> np.ndarray:
-    """A value of an input without its batch: a picture, or zeros."""
+    """Returns one row of an input: a gray picture, a tf.Example without features, or zeros."""
     if spec.name == "image_bytes":
         grey = np.full((_SIDE, _SIDE, 1), 128, np.uint8)
         return np.array(tf.io.encode_png(grey).numpy(), object)

@@ -1,4 +1,4 @@
-"""The operation lists of the residual cells, by `arch_instance` (SPEC section 2), as plain data."""
+"""The operations of the residual cells, listed for each `arch_instance` (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _MCONV = re.compile(r"mconv_e(\d+)k(\d+)g(\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation of a cell's branch.
+    """One operation in the branch of a residual cell.
 
-    `kind` is `bnswish`, `bnelu`, `elu` (what stands before a 3x3 convolution) or `mconv` (the
-    inverted bottleneck). `groups` 0 means depthwise.
+    `kind` is `mconv` for an inverted bottleneck. For a 3x3 convolution it names what precedes the
+    convolution: `bnswish`, `bnelu` or `elu`. With `groups` 0 the convolution is depthwise.
     """
 
     kind: str
@@ -32,10 +32,10 @@ _RESIDUAL = {
 
 
 def parse_operation(name: str) -> Operation:
-    """The operation of a name such as `res_bnswish` or `mconv_e6k5g0`.
+    """Returns the operation that has a name such as `res_bnswish` or `mconv_e6k5g0`.
 
     Raises:
-      ValueError: if the name is of neither form.
+      ValueError: if the name has neither form.
     """
     if name in _RESIDUAL:
         return _RESIDUAL[name]
@@ -51,7 +51,7 @@ def parse_operation(name: str) -> Operation:
 
 @dataclasses.dataclass(frozen=True)
 class CellOperations:
-    """The operations in the branch of each kind of cell."""
+    """The names of the branch's operations, for the cells of each part of the network."""
 
     encoder: tuple[str, ...]
     decoder: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What the programs have in common: how they report wrong usage, and how they use the devices."""
+"""Functions that all programs share: flags, one-line reports of wrong usage, device settings."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from nvae_tf.runs.workdir import CHECKPOINTS
 
 
 def define_checkpoint_flag() -> flags.FlagHolder[str]:
-    """`--checkpoint`: which of a run's checkpoints to use."""
+    """Defines the flag `--checkpoint`, which selects one of a run's checkpoints."""
     return flags.DEFINE_enum(
-        "checkpoint", "latest", CHECKPOINTS, "Of the run; best is by the validation -ELBO."
+        "checkpoint",
+        "latest",
+        CHECKPOINTS,
+        "Checkpoint of the run to use. The best one has the lowest validation -ELBO.",
     )
 
 
 def check_flags_of_mode(mode: str, flags_of_mode: Mapping[str, Sequence[str]]) -> None:
-    """Raises a ValueError for flags that were given, and that the mode has no use for.
+    """Raises a ValueError if a flag was given that the mode does not use.
 
     Args:
-      mode: that was chosen.
-      flags_of_mode: for each mode, the names of the flags that it uses, among those that not all
-        modes do.
+      mode: The mode that was chosen.
+      flags_of_mode: For each mode, the names of the flags that it uses. Flags that all modes use
+        are left out.
     """
     known = {name for names in flags_of_mode.values() for name in names}
     for name in sorted(known - set(flags_of_mode[mode])):
@@ -38,10 +41,10 @@ def check_flags_of_mode(mode: str, flags_of_mode: Mapping[str, Sequence[str]]) -
 
 @contextlib.contextmanager
 def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
-    """Turns errors that a user can mend into one line on stderr and exit code 1.
+    """Turns errors that the user can correct into one line on stderr and exit code 1.
 
     Args:
-      argv: what absl left over; anything beyond the program's name is an error too.
+      argv: The arguments that absl did not parse. Any beyond the program's name is an error.
     """
     if len(argv) > 1:
         sys.exit(f"Error: unexpected argument {argv[1]!r}; options look like --name=value.")
@@ -53,7 +56,7 @@ def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
 
 
 def use_devices() -> None:
-    """Settings of TensorFlow that suit the devices of this machine; call before any computation."""
+    """Configures TensorFlow for the devices of this machine, before any computation."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         for gpu in gpus:

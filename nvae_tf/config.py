@@ -1,7 +1,7 @@
-"""The configuration of an experiment: frozen dataclasses, validated when built, to and from JSON.
+"""The configuration of a run: frozen dataclasses that check their values and convert to JSON.
 
-Option names of the model are those of the paper's release (SPEC names); every other program reads
-its settings from here, so that a run's `config.json` says all there is to say about it.
+The model's fields have the names of the options in the paper's released code. All programs read
+their settings from here, so a run's `config.json` describes the run completely.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ def _require(condition: bool, message: str) -> None:
 
 def _check_types(config: Any) -> None:
     """Raises a ValueError for the first field whose value is not of its annotated type."""
-    for name, kind in typing.get_type_hints(type(config)).items():
+    for name, annotation in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if kind is float and type(value) is int:
+        if annotation is float and type(value) is int:
             object.__setattr__(config, name, float(value))
             continue
-        if typing.get_origin(kind) is tuple:
+        if typing.get_origin(annotation) is tuple:
             if isinstance(value, list):  # JSON has no tuples
                 value = tuple(value)
                 object.__setattr__(config, name, value)
             good = isinstance(value, tuple) and all(type(v) is int for v in value)
             expected = "tuple of int"
         else:
-            good = type(value) is kind
-            expected = kind.__name__
+            good = type(value) is annotation
+            expected = annotation.__name__
         _require(
             good,
             f"{type(config).__name__}.{name} must be of type {expected}, "
@@ -67,22 +67,22 @@ def _check_choice(config: Any, name: str, allowed: Iterable[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What the network computes.
+    """The shape of the images, their likelihood, and the architecture of the network.
 
     Raises:
-      ValueError: for a wrong type, a value out of range, or an image size that the hierarchy does
-        not divide.
+      ValueError: if a value has the wrong type or is out of range, or if the height or width is
+        not a multiple of `image_size_divisor`.
     """
 
     image_shape: tuple[int, ...] = (32, 32, 3)  # height, width, channels; padding included
-    padding: int = 0  # border pixels, on each side, that no likelihood counts
+    padding: int = 0  # border pixels on each side; the likelihood ignores them
     likelihood: str = "logistic_mixture"
     num_x_bits: int = 8  # bits per pixel and channel; 1 for Bernoulli images
     num_mixture_dec: int = 10  # components of the logistic mixture
 
     num_latent_scales: int = 1
     num_groups_per_scale: int = 10
-    ada_groups: bool = False  # halve the groups at every lower resolution
+    ada_groups: bool = False  # each lower resolution has half as many groups
     min_groups_per_scale: int = 1
     num_latent_per_group: int = 20
     num_channels_enc: int = 32
@@ -173,24 +173,27 @@ class ModelConfig:
 
     @property
     def image_size_divisor(self) -> int:
-        """What height and width must be multiples of."""
+        """The number of which the image's height and width must be multiples."""
         return 2 ** (self.num_preprocess_blocks + self.num_latent_scales - 1)
 
     @property
     def content_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image without its padding."""
+        """The height, width and channels of an image without its padding."""
         height, width, channels = self.image_shape
         return height - 2 * self.padding, width - 2 * self.padding, channels
 
     @property
     def num_dimensions(self) -> int:
-        """Pixels times channels that the likelihood counts: the divisor of bits per dimension."""
+        """Pixels times channels without the padding, by which bits per dimension are divided."""
         height, width, channels = self.content_shape
         return height * width * channels
 
     @property
     def groups_per_scale(self) -> tuple[int, ...]:
-        """Groups of each scale; scale 0 has the highest resolution (paper, appendix A)."""
+        """The number of groups in each scale; scale 0 has the highest resolution.
+
+        See the paper's appendix A for `ada_groups`.
+        """
         if not self.ada_groups:
             return (self.num_groups_per_scale,) * self.num_latent_scales
         groups, result = self.num_groups_per_scale, []
@@ -202,12 +205,12 @@ class ModelConfig:
 
     @property
     def num_groups(self) -> int:
-        """Latent groups of all scales."""
+        """The number of latent groups in all scales together."""
         return sum(self.groups_per_scale)
 
     @property
     def is_vanilla(self) -> bool:
-        """One scale of one group: a VAE without towers."""
+        """Whether there is a single group, which makes the model a plain VAE without towers."""
         return self.num_groups == 1
 
     @property
@@ -218,7 +221,7 @@ class ModelConfig:
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """(H_l, W_l, C_z) of each group, top-down."""
+        """The shape (H_l, W_l, C_z) of each group, top-down."""
         height, width, _ = self.image_shape
         shapes = []
         for scale in self.group_scales:
@@ -229,27 +232,27 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images, and what is done to them before the model sees them.
+    """The data set, and how its images are prepared for the model. See docs/data.md.
 
-    With the name `folder`, `data_dir` holds pictures, in sub-directories named as the splits if
-    there are any; with `tfrecord`, files of tf.Example that begin with the split's name, or are in
-    a sub-directory of that name.
+    With the name `folder`, `data_dir` holds pictures, optionally in one sub-directory per split.
+    With `tfrecord`, it holds files of tf.Example whose names begin with the split's name, or which
+    are in a sub-directory of that name.
     """
 
     name: str = "fashion_mnist_embedded"  # also folder, tfrecord, or any TFDS image set
-    data_dir: str = ""  # of folder and tfrecord, or where TFDS keeps its sets (its own default)
+    data_dir: str = ""  # the files of folder and tfrecord; for TFDS, its directory (empty: default)
     train_split: str = "train"
     test_split: str = "test"
-    test_fraction: float = 0.1  # of a folder without sub-directories for the splits
-    split_seed: int = 0  # which of its pictures those are
-    feature: str = "image"  # of the TFDS examples or of the tf.Examples
+    test_fraction: float = 0.1  # share held out from a folder that has no directories for splits
+    split_seed: int = 0  # selects the pictures that are held out
+    feature: str = "image"  # name of the feature that holds the image, in TFDS and tf.Examples
     raw_shape: tuple[int, ...] = ()  # (height, width, channels) of raw tf.Examples; empty: encoded
     skip_corrupt: bool = False  # leave out and report pictures that cannot be read
     crop: tuple[int, ...] = ()  # top, left, height, width in pixels; empty: the whole image
-    center_crop: bool = False  # to the largest centred part of the model's proportions
+    center_crop: bool = False  # keep the largest centred part with the model's aspect ratio
     resize: bool = False  # to the model's image shape without padding, by area
-    flip: bool = False  # random left-right flips in training
-    cache_dir: str = ""  # for images that do not fit into memory; empty: in ~/.cache
+    flip: bool = False  # mirror a random half of the images in training
+    cache_dir: str = ""  # for images that do not fit into memory; empty: ~/.cache/nvae_tf
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -275,17 +278,17 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdaMax and its learning-rate schedule (SPEC section 6)."""
+    """AdaMax and its learning-rate schedule. See docs/model.md."""
 
     learning_rate: float = 1e-2
     learning_rate_min: float = 1e-4
     warmup_epochs: float = 5.0
-    weight_decay: float = 3e-4  # L2, in the gradient
+    weight_decay: float = 3e-4  # L2 term that is added to the gradient
     beta_1: float = 0.9
     beta_2: float = 0.999
     epsilon: float = 1e-3
-    clip_norm: float = 0.0  # largest norm of all gradients together; 0: no limit
-    ema_decay: float = 0.0  # of a moving average of the weights, for evaluation; 0: none
+    clip_norm: float = 0.0  # limit of the norm of all gradients together; 0: no limit
+    ema_decay: float = 0.0  # decay of the weights' moving average for evaluation; 0: no average
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -307,25 +310,28 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long to train, on what, and the objective's coefficients (SPEC section 6)."""
+    """The length of training, its batches and devices, and the coefficients of the loss.
+
+    See "The loss" in docs/model.md for the coefficients.
+    """
 
     epochs: int = 400
-    steps: int = 0  # optimiser steps of the whole run; 0: as many as `epochs` make
+    steps: int = 0  # optimiser steps of the whole run; 0: derived from `epochs`
     global_batch_size: int = 32  # over all replicas and accumulation steps
-    accumulation_steps: int = 1  # parts of a batch, computed one after the other
-    kl_anneal_portion: float = 0.3  # of all steps, in which beta rises to 1
-    kl_const_portion: float = 1e-4  # of all steps, in which beta stays at its minimum
+    accumulation_steps: int = 1  # parts of a batch that are computed one after the other
+    kl_anneal_portion: float = 0.3  # share of all steps in which beta rises to 1
+    kl_const_portion: float = 1e-4  # share of all steps in which beta stays at its minimum
     weight_decay_norm: float = 1e-2  # lambda of the spectral and batch-norm regularisation
     weight_decay_norm_anneal: bool = False
-    weight_decay_norm_init: float = 1.0  # where an annealed lambda starts
+    weight_decay_norm_init: float = 1.0  # initial lambda, if it is annealed
     checkpoint_every: int = 1000  # steps
     log_every: int = 100  # steps between scalar summaries
     image_every: int = 1000  # steps between reconstructions, samples and validation
-    keep_checkpoints: int = 3  # the newest; the best is kept besides
-    skip_gradient_norm: float = 0.0  # times the running norm: larger gradients are not applied
-    max_rollbacks: int = 3  # to the last checkpoint, after the loss stopped being finite
+    keep_checkpoints: int = 3  # the newest ones; the best one is kept as well
+    skip_gradient_norm: float = 0.0  # skip gradients above this multiple of the running norm
+    max_rollbacks: int = 3  # returns to the last checkpoint after a loss that was not finite
     precision: str = "float32"
-    recompute: bool = False  # cells a second time on the way back, instead of keeping activations
+    recompute: bool = False  # recompute cells in the backward pass instead of keeping activations
     seed: int = 0
     strategy: str = "auto"
 
@@ -356,7 +362,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """One run, whole: model, data, optimiser and training."""
+    """The complete configuration of a run: model, data, optimiser and training."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -364,13 +370,13 @@ class ExperimentConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
     def override(self, values: dict[str, Any]) -> ExperimentConfig:
-        """A copy with some fields changed.
+        """Returns a copy with some fields changed.
 
         Args:
-          values: dotted field name (such as `"model.num_nf"`) to new value.
+          values: New values by dotted field name, such as `"model.num_nf"`.
 
         Raises:
-          ValueError: for a field that does not exist, or a value that is not allowed.
+          ValueError: if a field does not exist or a value is not allowed.
         """
         check_fields(values)
         sections: dict[str, dict[str, Any]] = {}
@@ -386,7 +392,7 @@ class ExperimentConfig:
         )
 
     def flat(self) -> dict[str, Any]:
-        """Dotted field name to value, in the order of definition."""
+        """Returns all values by dotted field name, in the order of definition."""
         return {
             f"{section}.{name}": value
             for section, fields in dataclasses.asdict(self).items()
@@ -394,7 +400,11 @@ class ExperimentConfig:
         }
 
     def differences(self, other: ExperimentConfig) -> dict[str, str]:
-        """What another one has instead: dotted field name to a phrase with both values."""
+        """Returns the fields in which `other` differs.
+
+        Returns:
+          Dotted field name to a phrase that names both values.
+        """
         theirs = other.flat()
         return {
             name: f"{name} is {theirs[name]!r} there, {value!r} was asked for"
@@ -403,15 +413,16 @@ class ExperimentConfig:
         }
 
     def to_json(self) -> str:
-        """JSON text that `from_json` reads back to an equal configuration."""
+        """Returns JSON text, from which `from_json` makes an equal configuration."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> ExperimentConfig:
-        """Reads what `to_json` wrote.
+        """Reads the JSON text that `to_json` returned.
 
         Raises:
-          ValueError: if the text is not JSON, or has an unknown field or a value not allowed.
+          ValueError: if the text is not JSON, names an unknown field, or holds a value that is
+            not allowed.
         """
         sections = json.loads(text)
         flat = {

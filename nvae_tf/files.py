@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all."""
+"""Writing of files and directories that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[str]:
-    """A file to be written under a temporary name beside it, and renamed at the end.
+    """Lets the caller write a file under a temporary name, and renames it at the end.
+
+    A file that exists at `path` is replaced.
 
     Yields:
-      The temporary path, which is removed if the scope ends with an error. What was at the path
-      before is replaced.
+      The temporary path, in the same directory. If the scope ends with an error, the temporary
+      file is removed.
     """
     path = os.fspath(path)
     temporary = f"{path}.tmp-{os.getpid()}"
@@ -27,7 +29,7 @@ def new_file(path: str | os.PathLike) -> Iterator[str]:
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
-    """Writes a file as `new_file` does.
+    """Writes or replaces a file, which appears complete or not at all.
 
     Raises:
       OSError: if the directory does not exist or cannot be written.
@@ -37,7 +39,7 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
 
 
 def check_directory_of(path: str | os.PathLike) -> None:
-    """Raises a FileNotFoundError if there is no directory for a file at that path."""
+    """Raises a FileNotFoundError if the directory that would hold `path` does not exist."""
     directory = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(directory):
         raise FileNotFoundError(
@@ -47,13 +49,13 @@ def check_directory_of(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: str | os.PathLike) -> Iterator[str]:
-    """A directory to be filled under a temporary name beside it, and renamed at the end.
+    """Lets the caller fill a directory under a temporary name, and renames it at the end.
 
     Yields:
-      The temporary directory, which is removed if the scope ends with an error.
+      The path of the temporary directory. If the scope ends with an error, it is removed.
 
     Raises:
-      ValueError: if there is something at the path already, other than an empty directory.
+      ValueError: if `path` exists and is not an empty directory.
     """
     path = os.path.normpath(path)
     if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):

@@ -1,4 +1,4 @@
-"""Named configurations: the paper's six (its table 6; SPEC section 9), and two small ones."""
+"""Named configurations: the six of the paper's table 6, and two small ones. See docs/presets.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BINARISED_28X28: dict[str, Any] = {
     "likelihood": "bernoulli",
     "num_x_bits": 1,
 }
-# Few and plain cells.
+# A small number of plain residual cells.
 _CHEAP_ON_CPUS: dict[str, Any] = {
     "num_preprocess_blocks": 2,
     "num_preprocess_cells": 1,
@@ -31,10 +31,10 @@ _CHEAP_ON_CPUS: dict[str, Any] = {
 
 
 def _quickstart() -> ExperimentConfig:
-    """Fashion-MNIST's test images, binarised: a few minutes on two CPU cores.
+    """Binarised test images of Fashion-MNIST, trained in a few minutes on two CPU cores.
 
-    Four scales, so that the top group sees the whole image; thin layers and plain residual cells,
-    whose steps are cheap on CPUs.
+    Four scales let the top group see the whole image. Narrow layers and plain residual cells keep
+    the steps cheap on CPUs.
     """
     return ExperimentConfig(
         model=ModelConfig(
@@ -59,7 +59,7 @@ def _quickstart() -> ExperimentConfig:
 
 
 def _folder64() -> ExperimentConfig:
-    """Colour pictures in a directory, for a first look in about ten minutes on two CPU cores."""
+    """Colour pictures from a directory, trained in about ten minutes on two CPU cores."""
     return ExperimentConfig(
         model=ModelConfig(
             image_shape=(64, 64, 3),
@@ -86,7 +86,7 @@ def _folder64() -> ExperimentConfig:
 
 
 def _mnist() -> ExperimentConfig:
-    """Paper: 78.01 nats, 2 GPUs."""
+    """Dynamically binarised MNIST. The paper reports 78.01 nats, on 2 GPUs."""
     return ExperimentConfig(
         model=ModelConfig(
             **_BINARISED_28X28,
@@ -104,7 +104,7 @@ def _mnist() -> ExperimentConfig:
 
 
 def _cifar10() -> ExperimentConfig:
-    """Paper: 2.91 bits per dimension, 8 GPUs."""
+    """CIFAR-10. The paper reports 2.91 bits per dimension, on 8 GPUs."""
     return ExperimentConfig(
         model=ModelConfig(
             num_groups_per_scale=30, num_channels_enc=128, num_channels_dec=128, num_nf=1
@@ -115,7 +115,7 @@ def _cifar10() -> ExperimentConfig:
 
 
 def _celeba64() -> ExperimentConfig:
-    """Paper: 2.03 bits per dimension, 8 GPUs."""
+    """CelebA at 64x64. The paper reports 2.03 bits per dimension, on 8 GPUs."""
     return ExperimentConfig(
         model=ModelConfig(
             image_shape=(64, 64, 3),
@@ -132,7 +132,7 @@ def _celeba64() -> ExperimentConfig:
 
 
 def _imagenet32() -> ExperimentConfig:
-    """Paper: 3.92 bits per dimension, 24 GPUs."""
+    """ImageNet at 32x32. The paper reports 3.92 bits per dimension, on 24 GPUs."""
     return ExperimentConfig(
         model=ModelConfig(
             num_groups_per_scale=28, num_channels_enc=192, num_channels_dec=192, num_nf=1
@@ -163,7 +163,7 @@ def _faces256(data: DataConfig, optimizer: OptimizerConfig, train: TrainConfig):
 
 
 def _celebahq256() -> ExperimentConfig:
-    """Paper: 0.70 bits per dimension, 24 GPUs."""
+    """CelebA-HQ at 256x256. The paper reports 0.70 bits per dimension, on 24 GPUs."""
     return _faces256(
         DataConfig(
             name="celeb_a_hq/256", train_split="train[:90%]", test_split="train[90%:]", flip=True
@@ -174,7 +174,7 @@ def _celebahq256() -> ExperimentConfig:
 
 
 def _ffhq256() -> ExperimentConfig:
-    """Paper: 0.69 bits per dimension, 24 GPUs."""
+    """FFHQ at 256x256. The paper reports 0.69 bits per dimension, on 24 GPUs."""
     return _faces256(
         DataConfig(name="folder", resize=True, flip=True),
         OptimizerConfig(learning_rate=8e-3),
@@ -200,15 +200,15 @@ _PRESETS = {
 
 
 def names() -> tuple[str, ...]:
-    """All presets."""
+    """Returns the names of all presets."""
     return tuple(_PRESETS)
 
 
 def get(name: str) -> ExperimentConfig:
-    """The configuration of a preset.
+    """Returns the configuration of a preset.
 
     Raises:
-      ValueError: if there is none of that name; the message lists those there are.
+      ValueError: if there is no preset of that name; the message lists the known names.
     """
     if name not in _PRESETS:
         raise ValueError(f"Unknown preset {name!r}. Known: {', '.join(_PRESETS)}.")

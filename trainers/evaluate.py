@@ -17,44 +17,67 @@ from nvae_tf.sampling.sampler import OUTPUTS, group_temperatures
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _CHECKPOINT = define_checkpoint_flag()
-_SPLIT = flags.DEFINE_string("split", None, "Of the data set; default: data.test_split.")
+_SPLIT = flags.DEFINE_string(
+    "split", None, "Split of the data set to evaluate on; default: data.test_split."
+)
 _NUM_IMAGES = flags.DEFINE_integer(
-    "num_images", None, "The first so many of the split; default: all.", lower_bound=1
+    "num_images",
+    None,
+    "Number of images, from the start of the split; default: all.",
+    lower_bound=1,
 )
 _NUM_IW_SAMPLES = flags.DEFINE_integer(
     "num_iw_samples", 1, "Draws per image for the importance-weighted bound.", lower_bound=1
 )
 _NUM_HIERARCHY_IMAGES = flags.DEFINE_integer(
-    "num_hierarchy_images", 1000, "Images for the use of the hierarchy; 0: leave it out."
+    "num_hierarchy_images",
+    1000,
+    "Images on which the use of the latent groups is measured; 0: none.",
 )
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples", 0, "Samples for FID, KID, precision and recall (usual: 50000); 0: none."
 )
 _FEATURES = flags.DEFINE_string(
-    "features", "inception", "For these: inception, or a feature extractor as a SavedModel."
+    "features",
+    "inception",
+    "Feature extractor for the sample quality: inception, or the directory of a SavedModel.",
 )
 _INCEPTION_WEIGHTS = flags.DEFINE_string(
-    "inception_weights", "imagenet", "Downloaded by Keras, or the path of a file."
+    "inception_weights",
+    "imagenet",
+    "Weights of Inception: imagenet, which Keras downloads, or the path of a file.",
 )
-_TEMPERATURE = flags.DEFINE_list("temperature", ["1.0"], "Of these samples, as in nvae-sample.")
-_PIXELS = flags.DEFINE_enum("pixels", "mean", OUTPUTS, "Of these samples, as in nvae-sample.")
-_READJUST_BN = flags.DEFINE_bool("readjust_bn", False, "As in nvae-sample.")
+_TEMPERATURE = flags.DEFINE_list(
+    "temperature", ["1.0"], "Temperature of the samples for the sample quality; see nvae-sample."
+)
+_PIXELS = flags.DEFINE_enum(
+    "pixels", "mean", OUTPUTS, "Pixels of the samples for the sample quality; see nvae-sample."
+)
+_READJUST_BN = flags.DEFINE_bool(
+    "readjust_bn",
+    False,
+    "Readjust the batch normalisations for the samples of the sample quality; see nvae-sample.",
+)
 _REFERENCE_SPLIT = flags.DEFINE_string(
-    "reference_split", None, "What these samples are compared with; default: data.train_split."
+    "reference_split",
+    None,
+    "Split that the samples are compared with; default: data.train_split.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images at a time.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of binarisation and draws.", lower_bound=0)
-_PER_IMAGE = flags.DEFINE_string("per_image", None, "CSV file of the bounds for each image.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the binarisation and all draws.", lower_bound=0)
+_PER_IMAGE = flags.DEFINE_string(
+    "per_image", None, "CSV file to write with the bounds of each image."
+)
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "JSON file of the result, beside which a report is written as HTML; default: evaluation.json "
-    "in the workdir, or evaluation_best.json.",
+    "JSON file to write; a report is written beside it as HTML. Default: evaluation.json in the "
+    "workdir, or evaluation_best.json for the best checkpoint.",
 )
 
 
 def make_extractor() -> FeatureExtractor:
-    """The feature extractor that the flags ask for."""
+    """Returns the feature extractor that the flags select."""
     if _FEATURES.value == "inception":
         return InceptionFeatures(_INCEPTION_WEIGHTS.value)
     return SavedModelFeatures(_FEATURES.value)
@@ -64,19 +87,19 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         workdir = Workdir(_WORKDIR.value)
         config = workdir.read_config()
-        which = _CHECKPOINT.value
+        checkpoint = _CHECKPOINT.value
         output = _OUTPUT.value or workdir / (
-            "evaluation_best.json" if which == "best" else "evaluation.json"
+            "evaluation_best.json" if checkpoint == "best" else "evaluation.json"
         )
         report = os.path.splitext(output)[0] + ".html"
         for path in filter(None, (output, _PER_IMAGE.value)):
             check_directory_of(path)
-        group_temperatures(config.model, _TEMPERATURE.value)  # raises an error before the work
+        group_temperatures(config.model, _TEMPERATURE.value)  # fails early on a wrong flag
         use_devices()
         extractor = make_extractor() if _NUM_SAMPLES.value else None
         split = _SPLIT.value or config.data.test_split
         images = load_images(config.data, config.model, split)[: _NUM_IMAGES.value]
-        model = load_model(workdir.path, which)
+        model = load_model(workdir.path, checkpoint)
 
         evaluation = Evaluation(config, model, split, images, _BATCH_SIZE.value, _SEED.value)
         per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value)
@@ -94,8 +117,8 @@ def main(argv: list[str]) -> None:
                 seed=_SEED.value,
             )
             evaluation.measure_sample_quality(protocol, extractor, workdir)
-        text = workdir.write_evaluation(evaluation.result(), output, which)
-        write_atomically(report, evaluation.report(f"{workdir.path}, {which} checkpoint"))
+        text = workdir.write_evaluation(evaluation.result(), output, checkpoint)
+        write_atomically(report, evaluation.report(f"{workdir.path}, {checkpoint} checkpoint"))
     print(text)
 
 

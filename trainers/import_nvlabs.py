@@ -1,7 +1,7 @@
-"""Makes a workdir from a checkpoint of the paper's own release.
+"""Makes a workdir from a checkpoint of the paper's released code. See docs/importing.md.
 
-`python -m trainers.import_nvlabs --checkpoint=F.pt --workdir=DIR`; evaluate, sample, export and
-train then work on it as on a run of our own.
+After `python -m trainers.import_nvlabs --checkpoint=F.pt --workdir=DIR` all other programs accept
+the workdir.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from nvae_tf.nvlabs import load_checkpoint
 from nvae_tf.runs.load import save_weights
 from nvae_tf.runs.workdir import Workdir
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .pt file.", required=True)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Checkpoint of the released code, a .pt file.", required=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory to create.", required=True)
 _PRESET = flags.DEFINE_string(
     "preset",
     None,
-    "Where data, optimiser and training settings come from; default: by shape and likelihood.",
+    "Preset for the data, optimiser and training settings; default: a preset with the same image "
+    "shape and likelihood.",
 )
 
 
 def import_checkpoint(path: str, workdir: Workdir, preset: str | None = None) -> NVAE:
-    """Loads a checkpoint and writes it as a run that has made no step yet.
+    """Loads a checkpoint, and writes a workdir with its weights at step 0.
 
     Raises:
-      ValueError: if the workdir is not empty, or for what `nvlabs.load_checkpoint` refuses.
+      ValueError: if the workdir exists and is not empty, or `nvlabs.load_checkpoint` does not
+        accept the checkpoint.
     """
     base = presets.get(preset) if preset else None
     with new_directory(workdir.path) as directory:
@@ -44,7 +48,7 @@ def import_checkpoint(path: str, workdir: Workdir, preset: str | None = None) ->
 
 
 def _nearest_preset(model: NVAE) -> ExperimentConfig:
-    """The first of the paper's presets with images of the same shape and likelihood."""
+    """Returns the first preset after quickstart that has the model's image shape and likelihood."""
     wanted = model.config.image_shape, model.config.likelihood
     for name in presets.names():
         config = presets.get(name)

@@ -1,12 +1,12 @@
-"""Shows what the latent groups hold: `python -m trainers.latents --workdir=DIR --mode=MODE`.
+"""Shows what the latent groups encode: `python -m trainers.latents --workdir=DIR --mode=MODE`.
 
-Every mode makes a grid of pictures:
+Every mode makes a grid of images:
 
   reconstruct   images above their reconstructions
-  interpolate   a row from each image, or seed, to the next
-  traverse      a row for each channel of a group, whose value goes across its prior
-  vary          a row for each number of groups that are kept of an image: the image, then
-                itself with the other groups drawn anew
+  interpolate   one row for the way from each image, or seed, to the next
+  traverse      one row for each channel of a group, whose value moves across its prior
+  vary          one row for each number of groups that are kept from an image: the image, then
+                variations of it with the other groups drawn anew
 """
 
 from __future__ import annotations
@@ -45,46 +45,56 @@ _DRAWS = 7
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _CHECKPOINT = define_checkpoint_flag()
-_MODE = flags.DEFINE_enum("mode", None, list(_FLAGS_OF_MODE), "What to show.", required=True)
+_MODE = flags.DEFINE_enum("mode", None, list(_FLAGS_OF_MODE), "Grid to make.", required=True)
 _OUTPUT = flags.DEFINE_string(
     "output",
     "latents.png",
-    "A sheet, x.png; or of interpolate and traverse an animation from column to column and back, "
-    "x.gif or x.webp.",
+    "x.png: a sheet. x.gif or x.webp: an animation of interpolate or traverse, which shows the "
+    "columns one after the other and then in reverse.",
 )
 _IMAGES = flags.DEFINE_list(
-    "images", None, "Numbers of images of the run's test split, from 0; default: the first ones."
+    "images", None, "Numbers of images in the run's test split, from 0; default: the first ones."
 )
 _SEEDS = flags.DEFINE_list(
     "seeds",
     None,
-    "interpolate, traverse: of samples instead of images. vary: of the draws, a column for each; "
-    f"default: 0 to {_DRAWS - 1}. It is the first image that nvae-sample draws for a seed.",
+    "interpolate, traverse: seeds of samples that are used instead of images. vary: seeds of the "
+    f"draws, one for each column; default: 0 to {_DRAWS - 1}. A seed gives the first image that "
+    "nvae-sample draws for it.",
 )
 _GROUPS = flags.DEFINE_list(
     "groups",
     None,
-    "Numbers of groups, 0 at the top. interpolate: the ones that move, default all. traverse: "
-    "whose channels, default 0.",
+    "Numbers of groups; 0 has the lowest resolution. interpolate: the groups that change, default "
+    "all. traverse: the groups whose channels are shown, default 0.",
 )
-_CHANNELS = flags.DEFINE_list("channels", None, "traverse: of the group; default: all.")
+_CHANNELS = flags.DEFINE_list(
+    "channels", None, "traverse: numbers of the groups' channels; default: all."
+)
 _KEEP_GROUPS = flags.DEFINE_list(
-    "keep_groups", None, "vary: how many groups are kept; default: none, one, … all."
+    "keep_groups",
+    None,
+    "vary: numbers of groups to keep from the image, one for each row; default: 0, 1, … all.",
 )
 _STEPS = flags.DEFINE_integer("steps", 8, "Columns of interpolate and traverse.", lower_bound=2)
 _DEVIATIONS = flags.DEFINE_float(
-    "deviations", 3.0, "traverse: from minus to plus so many of the prior's.", lower_bound=0.0
+    "deviations",
+    3.0,
+    "traverse: distance from the prior's mean, on both sides, in standard deviations.",
+    lower_bound=0.0,
 )
 _TEMPERATURE = flags.DEFINE_list(
-    "temperature", ["1.0"], "Of what is drawn from the prior: one, or one per scale or group."
+    "temperature",
+    ["1.0"],
+    "Temperature of draws from the prior: one number, or one for each scale or group.",
 )
 
 
 def integers(flag: flags.FlagHolder, default: range, limit: int) -> list[int]:
-    """The flag's numbers, 0 to limit - 1, or the default.
+    """Returns the flag's integers, or the default if the flag was not given.
 
     Raises:
-      ValueError: for anything else.
+      ValueError: if a value is not an integer from 0 to limit - 1, or there are none.
     """
     if flag.value is None:
         return list(default)
@@ -99,7 +109,7 @@ def integers(flag: flags.FlagHolder, default: range, limit: int) -> list[int]:
 
 
 def check_flags(mode: str) -> None:
-    """Raises a ValueError for flags that the mode has no use for."""
+    """Raises a ValueError if flags contradict each other or the mode does not use them."""
     check_flags_of_mode(mode, _FLAGS_OF_MODE)
     if mode in _ANIMATED and _IMAGES.value is not None and _SEEDS.value is not None:
         raise ValueError("Choose between --images and --seeds.")
@@ -108,7 +118,10 @@ def check_flags(mode: str) -> None:
 
 
 def as_model_sees(images: np.ndarray, numbers: list[int], config: ModelConfig) -> tf.Tensor:
-    """Chosen images (N, H, W, C), each binarised in the same way whatever the others are."""
+    """Preprocesses the images of the given numbers to the model's input (N, H, W, C).
+
+    Each image is binarised with a seed of its own, so its pixels do not depend on the others.
+    """
     return tf.concat([preprocess(images[i : i + 1], config, [0, i]) for i in numbers], axis=0)
 
 

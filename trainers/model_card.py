@@ -1,6 +1,6 @@
 """Writes a model card from a run: `python -m trainers.model_card --workdir=DIR --output=CARD.md`.
 
-What files know is filled in; what only people know stands in angle brackets.
+Facts from the run's files are filled in; placeholders in angle brackets are left for people.
 """
 
 from __future__ import annotations

@@ -19,25 +19,26 @@ _CHECKPOINT = define_checkpoint_flag()
 _TEMPERATURE = flags.DEFINE_list(
     "temperature",
     ["1.0"],
-    "Multiplies the prior's scales; lower is more typical and less diverse. One number, or one for "
-    "each scale or group, from the lowest resolution to the highest: 0.6,0.7,0.8.",
+    "Factor of the prior's standard deviations; lower values give more typical and less diverse "
+    "images. One number, or one for each scale or group, from the lowest resolution to the "
+    "highest: 0.6,0.7,0.8.",
 )
 _READJUST_BN = flags.DEFINE_bool(
     "readjust_bn",
     False,
-    f"First fit the batch normalisations to the temperature, with {PASSES} passes in training "
-    "mode. Their result is kept in the workdir and used again, whatever the seed.",
+    f"First readjust the batch-norm statistics to the temperature, with {PASSES} passes in "
+    "training mode. They are kept in the workdir, and used again for every seed.",
 )
 _PIXELS = flags.DEFINE_enum(
-    "pixels", "mean", OUTPUTS, "Mean of the distribution over images, or a sample of it."
+    "pixels", "mean", OUTPUTS, "Mean of the distribution over images, or a sample from it."
 )
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many images.", lower_bound=1)
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Number of images.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same images.", lower_bound=0)
 _OUTPUT = flags.DEFINE_string(
     "output",
     "samples.png",
-    "x.png: one sheet. x.npy: one array, uint8 (N, h, w, C). x/: a directory of PNG files.",
+    "x.png: a sheet. x.npy: an array (N, h, w, C) uint8. x/: a directory of PNG files.",
 )
 
 

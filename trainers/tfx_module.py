@@ -1,6 +1,6 @@
-"""The module whose `run_fn` a pipeline names: `Trainer(run_fn="trainers.tfx_module.run_fn", …)`.
+"""The module that a TFX pipeline names: `Trainer(run_fn="trainers.tfx_module.run_fn", …)`.
 
-What it does stands in `trainers.tfx.training`.
+See `trainers.tfx.training` for `run_fn`.
 """
 
 from trainers.tfx.training import FnArgs, requested_config, run_beside, run_fn

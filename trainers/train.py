@@ -1,7 +1,7 @@
 """Trains an NVAE: `python -m trainers.train --preset=quickstart --workdir=DIR`.
 
-Every field of the configuration can be changed by a flag of its own, such as
-`--config.model.num_latent_scales=3`. Started again, a run goes on from its newest checkpoint.
+Every field of the configuration has a flag, such as `--config.model.num_latent_scales=3`. The same
+command continues a run that was interrupted, from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainers.run.step_profile import StepRange
 from trainers.run.trainer import DivergedError
 
 _PRESET = flags.DEFINE_string(
-    "preset", None, f"Where the configuration starts from: {', '.join(presets.names())}."
+    "preset", None, f"Configuration to start from: {', '.join(presets.names())}."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _PROFILE_STEPS = flags.DEFINE_string(
@@ -32,10 +32,11 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 
 
 def requested_config(workdir: Workdir) -> ExperimentConfig:
-    """The configuration that preset and flags ask for; without a preset, that of the workdir.
+    """Returns the preset's configuration, or without a preset the workdir's, changed by the flags.
 
     Raises:
-      ValueError: for an unknown preset, a value that is not allowed, or neither preset nor run.
+      ValueError: if the preset is unknown, a value is not allowed, or there is no preset and the
+        workdir holds no run.
     """
     if _PRESET.value is not None:
         base = presets.get(_PRESET.value)
@@ -64,8 +65,8 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-train`."""
-    # Before the flag exists: ml_collections reads the arguments when it is defined, and has no
-    # clear word for a field that is unknown.
+    # ml_collections reads the arguments when the flag is defined, and its error for an unknown
+    # field is not clear, so the fields are checked before.
     with usage_errors():
         check_fields(match[1] for match in map(_OVERRIDE.match, sys.argv) if match)
     config_flags.DEFINE_config_dict(

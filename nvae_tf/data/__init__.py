@@ -1,4 +1,4 @@
-"""Images: where they come from (`sources`) and how batches of them are made (`pipeline`)."""
+"""Loading of data sets (`sources`) and batches of their images (`pipeline`)."""
 
 from nvae_tf.data.pipeline import evaluation_batches, preprocess, training_batches
 from nvae_tf.data.sources import load_images

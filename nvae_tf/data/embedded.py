@@ -1,4 +1,4 @@
-"""The images inside this package, and the format that they are in."""
+"""The test images of Fashion-MNIST inside this package, and a reader of their file format."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _TRAINING_IMAGES = 9_000
 
 
 def open_embedded(data: DataConfig, model: ModelConfig, split: str) -> Source:
-    """Fashion-MNIST's 10,000 test images: 9,000 of them to train on, 1,000 to test.
+    """Opens Fashion-MNIST's 10,000 test images: 9,000 for training, 1,000 as the test split.
 
     Raises:
-      ValueError: for another split than train and test, or if they do not fit the model.
+      ValueError: if the split is neither train nor test, or the images do not fit the model.
     """
     images = read_idx_images(
         importlib.resources.files("nvae_tf.data")
@@ -42,10 +42,13 @@ def open_embedded(data: DataConfig, model: ModelConfig, split: str) -> Source:
 
 
 def read_idx_images(compressed: bytes) -> np.ndarray:
-    """Images (N, H, W, 1) uint8 of a gzipped idx3 file, the format of MNIST and Fashion-MNIST.
+    """Reads a gzipped idx3 file, the format of MNIST and Fashion-MNIST.
+
+    Returns:
+      Images (N, H, W, 1) uint8.
 
     Raises:
-      ValueError: if the bytes are not such a file.
+      ValueError: if the bytes are not an idx3 file.
     """
     content = gzip.decompress(compressed)
     magic, count, height, width = np.frombuffer(content, ">i4", count=4)

@@ -1,4 +1,4 @@
-"""From an image as it is stored to the size that the model wants."""
+"""Cropping and resizing of stored images to the size that the model expects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from nvae_tf.config import DataConfig, ModelConfig
 
 
 def size_problem(data: DataConfig, model: ModelConfig, height: int, width: int) -> str | None:
-    """What is wrong with images of that size, under this configuration; None if nothing is."""
+    """Explains why images of this size, in pixels, do not fit the model.
+
+    Returns:
+      The problem and its remedies, or None if `crop_and_resize` can make them fit.
+    """
     if data.crop:
         top, left, crop_height, crop_width = data.crop
         if top + crop_height > height or left + crop_width > width:
@@ -26,11 +30,14 @@ def size_problem(data: DataConfig, model: ModelConfig, height: int, width: int) 
     )
 
 
-def fit(image: tf.Tensor, data: DataConfig, model: ModelConfig) -> tf.Tensor:
-    """Crops and resizes one image (h, w, C) uint8, of a size without `size_problem`.
+def crop_and_resize(image: tf.Tensor, data: DataConfig, model: ModelConfig) -> tf.Tensor:
+    """Crops and resizes one image (h, w, C) uint8 for which `size_problem` returns None.
 
-    `center_crop` takes the largest part of the model's proportions if the image is resized
-    afterwards, else just the model's size.
+    If the image is resized afterwards, `data.center_crop` keeps the largest part that has the
+    model's aspect ratio, otherwise a part of exactly the model's size.
+
+    Returns:
+      (H, W, C) uint8, of the model's `content_shape`.
     """
     height, width, channels = model.content_shape
     if data.crop:

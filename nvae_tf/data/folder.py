@@ -1,4 +1,4 @@
-"""Pictures in a directory."""
+"""Data sets that are directories of pictures."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.pictures import EXTENSIONS, decode_picture
-from nvae_tf.data.source import Source, UnreadableError, decoded, directory_of, files_identity
+from nvae_tf.data.source import (
+    Source,
+    UnreadableError,
+    data_directory,
+    decoded_source,
+    files_identity,
+)
 
-# TFDS has a reader of folders, too. It reads `split/label/*.png` and JPEG only, scales 16-bit files
-# silently, and its errors name no file.
+# TFDS can read directories as well, but only PNG and JPEG files in `split/label/`. It scales 16-bit
+# files silently, and its errors do not name the file.
 
 
 def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
-    """The pictures of a split, in the order of their paths.
+    """Opens the pictures of a split, in the order of their paths.
 
-    If `data.data_dir` has a sub-directory named as the split, they are those below it. If it has
-    neither the training's nor the test's, a share of `data.test_fraction` of all pictures is the
-    test split: whether one belongs to it depends on its path and `data.split_seed`.
+    If `data.data_dir` has a sub-directory with the split's name, the pictures below it are the
+    split. If it has a sub-directory for neither the training nor the test split, a share of
+    `data.test_fraction` of all pictures becomes the test split. A picture's path and
+    `data.split_seed` decide whether it belongs to that share.
 
     Raises:
-      ValueError: if there is no such directory or split, or it has no pictures.
+      ValueError: if the directory or the split does not exist or has no pictures.
     """
-    root = directory_of(data)
+    root = data_directory(data)
     names = (data.train_split, data.test_split)
     present = [name for name in dict.fromkeys((split, *names)) if os.path.isdir(f"{root}/{name}")]
     if split in present:
@@ -50,7 +57,7 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
         return decode_picture(content, model.image_shape[-1])
 
     files = tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths])
-    source = decoded(files, read, os.fsdecode, data, model)
+    source = decoded_source(files, read, os.fsdecode, data, model)
     source.count, source.identity = len(paths), files_identity(paths)
     return source
 
@@ -60,7 +67,7 @@ def _pictures_below(directory: str) -> list[str]:
     others: list[str] = []
     seen = set()
     for place, directories, files in os.walk(directory, followlinks=True):
-        if os.path.realpath(place) in seen:  # a link that leads back
+        if os.path.realpath(place) in seen:  # a link to a directory that was visited before
             directories.clear()
             continue
         seen.add(os.path.realpath(place))

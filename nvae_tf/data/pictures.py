@@ -1,4 +1,4 @@
-"""Decoding of single pictures, from files or from records of tf.Example."""
+"""Decoding of pictures, which are encoded files such as PNG, into arrays of pixels."""
 
 from __future__ import annotations
 
@@ -16,23 +16,27 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MODES = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
-# What Pillow raises for damaged files, depending on format and damage.
+# The errors that Pillow raises for damaged files; they depend on the format and the damage.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def decode_picture(content: bytes, channels: int) -> np.ndarray:
-    """A picture (h, w, channels) uint8, upright, from the bytes of a PNG, JPEG, WebP or BMP file.
+    """Decodes a PNG, JPEG, WebP or BMP file, and turns the image upright.
 
-    A conversion that loses nothing is made: gray to RGB, an alpha channel that is opaque
-    everywhere left out, a palette looked up. 16 bits are scaled to 8, which is logged once.
+    Conversions that lose nothing are made: gray becomes RGB, an alpha channel that is opaque
+    everywhere is dropped, palettes are looked up. 16-bit values are scaled to 8 bits, which is
+    logged once.
 
     Args:
-      content: of the file.
+      content: The bytes of the file.
       channels: 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
 
+    Returns:
+      (h, w, channels) uint8.
+
     Raises:
-      UnreadableError: if the bytes are damaged or of another format.
-      ValueError: if the picture would lose colours or transparency.
+      UnreadableError: if the file is damaged or has another format.
+      ValueError: if the image would lose colours or transparency.
     """
     if content.startswith(_PNG) and content[24:25] == b"\x10":
         pixels = _decode_16_bit(content)
@@ -61,7 +65,7 @@ def _decode_8_bit(content: bytes) -> np.ndarray:
 
 
 def _decode_16_bit(content: bytes) -> np.ndarray:
-    # Pillow would cut the low byte of RGB off, and clip gray.
+    # Pillow would drop the low byte of RGB, and clip gray.
     try:
         wide = tf.io.decode_png(content, dtype=tf.uint16).numpy()
     except tf.errors.InvalidArgumentError as error:
@@ -71,7 +75,7 @@ def _decode_16_bit(content: bytes) -> np.ndarray:
 
 
 def scale_to_8_bits(wide: np.ndarray) -> np.ndarray:
-    """Values 0 to 65535 as 0 to 255, rounded, uint8."""
+    """Scales values from 0 to 65535 to 0 to 255, rounded, as uint8."""
     return ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 

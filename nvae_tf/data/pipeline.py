@@ -1,6 +1,7 @@
-"""Batches of images, as functions of a seed and of the batch's number (SPEC section 8).
+"""Batches of images, each determined by a seed and the batch's number.
 
-Nothing has to be saved to continue a run: batch number k of a seed is always the same.
+Batch number k of a seed is always the same, so a checkpoint need not hold any state of the data.
+See docs/data.md.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from nvae_tf.config import ExperimentConfig, ModelConfig
 
 
 def preprocess(images: tf.Tensor, model: ModelConfig, seed: tf.Tensor) -> tf.Tensor:
-    """What the model gets, from images as they are stored.
+    """Turns stored images into the model's input.
 
-    Bernoulli images are binarised: each pixel is 1 with its intensity as the probability. Others
-    are reduced to the model's bits. Then comes the padding, with zeros.
+    For a Bernoulli likelihood the images are binarised: each pixel becomes 1 with a probability
+    equal to its intensity. Other images are quantised to `model.num_x_bits`. The border is then
+    padded with zeros.
 
     Args:
       images: (B, h, w, C) uint8, without padding.
-      model: likelihood, bits and padding.
-      seed: two integers; the same ones binarise in the same way.
+      model: Gives the likelihood, the number of bits and the padding.
+      seed: Two integers that determine the binarisation.
 
     Returns:
       (B, H, W, C) float32 in [0, 1].
@@ -38,19 +40,26 @@ def preprocess(images: tf.Tensor, model: ModelConfig, seed: tf.Tensor) -> tf.Ten
 
 
 def quantize(values: tf.Tensor, bits: int) -> tf.Tensor:
-    """Values 0 to 255 (float) as multiples of 1 / (2^bits - 1) in [0, 1]."""
+    """Rounds float values from 0 to 255 down to `bits` bits, and scales them to [0, 1].
+
+    Returns:
+      Multiples of 1 / (2^bits - 1).
+    """
     return tf.floor(values / 2.0 ** (8 - bits)) / (2.0**bits - 1)
 
 
 def training_batches(
     images: np.ndarray, config: ExperimentConfig, start: int = 0
 ) -> tf.data.Dataset:
-    """An endless dataset of global batches (B, H, W, C), in a new random order every epoch.
+    """Returns an endless dataset of global batches, in a new random order every epoch.
 
     Args:
-      images: (N, h, w, C) uint8, as `load_images` gives them.
-      config: batch size, seed, flips and what `preprocess` needs.
-      start: number of the first batch; a resumed run passes its step.
+      images: (N, h, w, C) uint8, as `load_images` returns them.
+      config: Gives the batch size, the seed, whether to flip, and the model of `preprocess`.
+      start: Number of the first batch. A resumed run passes its step.
+
+    Returns:
+      A dataset of batches (B, H, W, C) float32 in [0, 1].
     """
     count, batch_size = len(images), config.train.global_batch_size
     rows = _reader(images)
@@ -68,7 +77,10 @@ def training_batches(
 
 
 def _reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
-    """From image numbers (B,) to these images, in memory or in a mapped file."""
+    """Returns a function from indices (B,) to the images at these indices.
+
+    A mapped file is read when a batch needs it; an array in memory becomes a constant tensor.
+    """
     if isinstance(images, np.memmap):
 
         def rows(numbers: tf.Tensor) -> tf.Tensor:
@@ -81,8 +93,9 @@ def _reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
-    """Image indices (B,) at positions (B,) of the endless sequence of shuffled epochs."""
-    # The public index_shuffle takes one seed for all; across the end of an epoch there are two.
+    """Returns the image indices (B,) at positions (B,) of the endless sequence of epochs."""
+    # tf.random.experimental.index_shuffle takes a single seed, but a batch that crosses the end of
+    # an epoch needs two.
     seeds = tf.stack(
         [
             tf.fill(tf.shape(position), tf.constant(seed % 2**31, tf.int32)),
@@ -107,13 +120,16 @@ def _randomly_flipped(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 def evaluation_batches(
     images: np.ndarray, model: ModelConfig, batch_size: int, seed: int = 0
 ) -> tf.data.Dataset:
-    """All images once, in order, in batches (B, H, W, C); the last one may be smaller.
+    """Returns a dataset of all images once, in order.
 
     Args:
       images: (N, h, w, C) uint8.
-      model: what `preprocess` needs.
-      batch_size: B.
-      seed: of the binarisation.
+      model: Determines how `preprocess` prepares the images.
+      batch_size: B; the last batch may be smaller.
+      seed: Seed of the binarisation.
+
+    Returns:
+      A dataset of batches (B, H, W, C) float32 in [0, 1].
     """
     rows = _reader(images)
     dataset = tf.data.Dataset.range(len(images)).batch(batch_size).enumerate()

@@ -1,4 +1,4 @@
-"""What every kind of data set gives: the images of one split, not cropped or resized yet."""
+"""The common form of all data sets: the images of one split, before cropping and resizing."""
 
 from __future__ import annotations
 
@@ -15,40 +15,49 @@ from nvae_tf.data.fit import size_problem
 
 
 class UnreadableError(ValueError):
-    """An image is damaged, or of a format that is not known."""
+    """An image that is damaged or has an unknown format."""
 
 
 @dataclasses.dataclass
 class Source:
-    """Images of one split, in a fixed order.
+    """The images of one split, in a fixed order.
 
-    Where there is something wrong with an image, the dataset holds one of no pixels, and one of the
-    lists has got a line that names it by then.
+    In place of an image that cannot be used, the dataset yields one without pixels, after adding a
+    line that names the image to `unreadable` or `unfit`.
+
+    Attributes:
+      images: A dataset of images (h, w, C) uint8.
+      count: The number of images, including those that cannot be used.
+      identity: A string that changes when the images change.
+      unreadable: One line for each damaged image that was met so far.
+      unfit: One line for each intact image that does not fit the model.
     """
 
-    images: tf.data.Dataset  # of (h, w, C) uint8
-    count: int  # those with something wrong included
-    identity: str  # other images have another one
+    images: tf.data.Dataset
+    count: int
+    identity: str
     unreadable: list[str] = dataclasses.field(default_factory=list)
-    unfit: list[str] = dataclasses.field(default_factory=list)  # whole, but not for this model
+    unfit: list[str] = dataclasses.field(default_factory=list)
 
 
-def decoded(
+def decoded_source(
     elements: tf.data.Dataset,
     read: Callable[..., np.ndarray],
     name: Callable[..., str],
     data: DataConfig,
     model: ModelConfig,
 ) -> Source:
-    """A source of what a Python function makes of the elements; count and identity are to be set.
+    """Returns a source whose images a Python function reads, one from each element.
+
+    The caller sets the `count` and `identity` of the source.
 
     Args:
-      elements: of tensors.
-      read: from an element's values to an image (h, w, C) uint8; may raise `UnreadableError`, or
-        a `ValueError` for what does not suit the model.
-      name: from the same values to what a user calls that image.
-      data: with `model`, decides which sizes are wanted.
-      model: see `data`.
+      elements: A dataset of tensors or tuples of tensors.
+      read: Maps an element's values to an image (h, w, C) uint8. It raises an `UnreadableError`
+        for a damaged image, and another `ValueError` for one that does not fit the model.
+      name: Maps the same values to a name by which the user knows the image.
+      data: Gives, together with `model`, the sizes that are accepted.
+      model: The model for which the images are read.
     """
     channels = model.image_shape[-1]
     source = Source(elements, 0, "")
@@ -75,8 +84,8 @@ def decoded(
     return source
 
 
-def directory_of(data: DataConfig) -> str:
-    """`data.data_dir`, for data sets that are files of the user.
+def data_directory(data: DataConfig) -> str:
+    """Returns `data.data_dir` with `~` expanded, for data sets that are files of the user.
 
     Raises:
       ValueError: if it is empty or not a directory.
@@ -92,7 +101,7 @@ def directory_of(data: DataConfig) -> str:
 
 
 def files_identity(paths: list[str]) -> str:
-    """Changes when one of the files does, as far as its size and time tell."""
+    """Returns a hash of the files' paths, sizes and modification times."""
     digest = hashlib.sha256()
     for path in paths:
         status = os.stat(path)

@@ -1,6 +1,6 @@
-"""The registry of data sets, and their images as one array.
+"""The registry of data sets, and a function that loads the images of any of them.
 
-A new kind of data set is a function that opens a `Source`, with a name in `_KINDS`.
+To add a data set, write a function that returns a `Source`, and enter it in `_OPENERS`.
 """
 
 from __future__ import annotations
@@ -14,41 +14,42 @@ from absl import logging
 
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.embedded import open_embedded
-from nvae_tf.data.fit import fit
+from nvae_tf.data.fit import crop_and_resize
 from nvae_tf.data.folder import open_folder
 from nvae_tf.data.source import Source
 from nvae_tf.data.storage import cache_directory, store
 from nvae_tf.data.tfds import open_tfds
 from nvae_tf.data.tfrecord import open_tfrecord
 
-_KINDS: dict[str, Callable[[DataConfig, ModelConfig, str], Source]] = {
+_OPENERS: dict[str, Callable[[DataConfig, ModelConfig, str], Source]] = {
     "fashion_mnist_embedded": open_embedded,
     "folder": open_folder,
     "tfrecord": open_tfrecord,
 }
-_LISTED = 5  # of the images that were left out, in the log
+_LISTED = 5  # images whose names the log gives if some were left out
 
 
 def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
-    """The images of a split as the model's likelihood sees them, before padding.
+    """Loads the images of a split, cropped and resized to the model's shape without padding.
 
-    They are held in memory if they fit, otherwise in a file that is made once and mapped.
+    Images that do not fit into memory are decoded once into a file, which is then mapped.
 
     Args:
-      data: which images, cropped and resized how.
-      model: gives the shape that they must have, `content_shape`.
-      split: `data.train_split`, `data.test_split` or another of the set's splits.
+      data: The data set, and how its images are cropped and resized.
+      model: Gives the shape of the images, `content_shape`.
+      split: `data.train_split`, `data.test_split` or another split of the data set.
 
     Returns:
-      (N, H, W, C) uint8, an `np.memmap` if they do not fit into memory.
+      (N, H, W, C) uint8; an `np.memmap` if the images do not fit into memory.
 
     Raises:
-      ValueError: for an unknown set or split, a set that cannot be had, a damaged image (unless
-        `data.skip_corrupt`), or images that do not fit the model; it names the image.
+      ValueError: if the data set or the split is unknown or cannot be obtained, if an image does
+        not fit the model, or if one is damaged and `data.skip_corrupt` is off. The message names
+        the image.
     """
-    source = _KINDS.get(data.name, open_tfds)(data, model, split)
-    how = (data.crop, data.center_crop, data.resize, data.feature, data.raw_shape)
-    identity = repr((source.identity, how, data.skip_corrupt, model.content_shape))
+    source = _OPENERS.get(data.name, open_tfds)(data, model, split)
+    preparation = (data.crop, data.center_crop, data.resize, data.feature, data.raw_shape)
+    identity = repr((source.identity, preparation, data.skip_corrupt, model.content_shape))
     images = store(
         lambda: _batches(source, data, model),
         source.count,
@@ -64,7 +65,7 @@ def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
 def _batches(source: Source, data: DataConfig, model: ModelConfig) -> Iterator[np.ndarray]:
     dataset = source.images.filter(lambda image: tf.size(image) > 0)
     dataset = dataset.map(
-        lambda image: fit(image, data, model), num_parallel_calls=tf.data.AUTOTUNE
+        lambda image: crop_and_resize(image, data, model), num_parallel_calls=tf.data.AUTOTUNE
     )
     seen = 0
     for batch in dataset.batch(256).prefetch(2).as_numpy_iterator():

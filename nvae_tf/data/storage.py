@@ -1,4 +1,4 @@
-"""Images as one array: in memory, or, where they are too many, in a file that is mapped."""
+"""Storage of a split's images as one array, in memory or in a mapped file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 from nvae_tf.config import DataConfig
 from nvae_tf.files import new_file
 
-_SHARE = 0.5  # of the memory that is available, which images may take
+_SHARE = 0.5  # of the available memory, which the images of a split may take
 
 
 def store(
@@ -22,17 +22,20 @@ def store(
     directory: str,
     name: str,
 ) -> np.ndarray:
-    """All images of some batches.
+    """Collects batches of images into one array.
+
+    Images that would take more than half of the available memory are written to a file, which is
+    mapped, and used again by the next call with the same name.
 
     Args:
-      read: returns the batches (B, H, W, C) uint8; not called if the file is there already.
-      count: images in all of them together, or more.
+      read: Returns the batches (B, H, W, C) uint8. It is not called if the file exists.
+      count: An upper bound on the number of images in all batches.
       shape: (H, W, C).
-      directory: of the file; made if need be.
-      name: of the file; other images must have another one.
+      directory: Directory of the file. It is created if necessary.
+      name: Name of the file, which must differ for different images.
 
     Returns:
-      (N, H, W, C) uint8; an `np.memmap`, read-only, if they are in the file.
+      (N, H, W, C) uint8; a read-only `np.memmap` if the images are in the file.
     """
     if count * math.prod(shape) <= _SHARE * psutil.virtual_memory().available:
         images = np.empty((count, *shape), np.uint8)
@@ -46,13 +49,16 @@ def store(
         os.makedirs(directory, exist_ok=True)
         _write(read(), path)
     filled = os.path.getsize(path) // math.prod(shape)
-    if not filled:  # nothing cannot be mapped
+    if not filled:  # an empty file cannot be mapped
         return np.empty((0, *shape), np.uint8)
     return np.memmap(path, np.uint8, mode="r", shape=(filled, *shape))
 
 
 def cache_directory(data: DataConfig) -> str:
-    """Where what can be computed again from a data set is kept: `data.cache_dir`, or ~/.cache."""
+    """Returns the directory for files that can be computed again from a data set.
+
+    It is `data.cache_dir`, or by default `~/.cache/nvae_tf`.
+    """
     if data.cache_dir:
         return os.path.expanduser(data.cache_dir)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

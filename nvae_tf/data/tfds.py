@@ -1,4 +1,4 @@
-"""Image sets of TensorFlow Datasets."""
+"""Image data sets of TensorFlow Datasets (TFDS)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from nvae_tf.data.source import Source
 
 
 def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
-    """A split of a TFDS set, or a slice of one such as `train[:90%]`; prepared if it is not yet.
+    """Opens a split of a TFDS data set, or a slice of one such as `train[:90%]`.
+
+    A data set that is not prepared yet is downloaded and prepared.
 
     Raises:
-      ValueError: for an unknown set, feature or split, a set that cannot be had, or images that do
-        not fit the model.
+      ValueError: if the data set, feature or split is unknown, if the data set cannot be
+        obtained, or if its images do not fit the model.
     """
-    import tensorflow_datasets as tfds  # slow to import, and other images do without
+    import tensorflow_datasets as tfds  # slow to import, and other data sets do not need it
 
     try:
         builder = tfds.builder(data.name, data_dir=data.data_dir or None)
@@ -36,7 +38,7 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
     _check_images(data, model, feature)
     try:
         builder.download_and_prepare()
-    except Exception as error:  # whatever the set's own code, disk and network come up with
+    except Exception as error:  # the data set's own code, the disk or the network may raise any
         raise ValueError(
             f"The data set {data.name!r} is not in {builder.data_dir!r}, and could not be "
             f"downloaded and prepared ({type(error).__name__}: {_first_line(error)}). "

@@ -1,4 +1,4 @@
-"""TFRecord files of tf.Example."""
+"""Data sets that are TFRecord files of tf.Example."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import tensorflow as tf
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.fit import size_problem
 from nvae_tf.data.pictures import decode_picture
-from nvae_tf.data.source import Source, decoded, directory_of, files_identity
+from nvae_tf.data.source import Source, data_directory, decoded_source, files_identity
 
 
 def open_tfrecord(data: DataConfig, model: ModelConfig, split: str) -> Source:
-    """The images of a split's files, in the order of the files' names.
+    """Opens the images in a split's TFRecord files, in the order of the files' names.
 
-    The feature `data.feature` holds the bytes of a picture file, or, with `data.raw_shape`, the
-    values 0 to 255 of an image, as bytes or as a list of integers.
+    The feature `data.feature` holds the bytes of a picture. With `data.raw_shape` it holds the
+    values 0 to 255 of an image instead, as bytes or as a list of integers.
 
     Raises:
-      ValueError: if there are no such files, or one is not of tf.Example records.
+      ValueError: if there are no such files, one is damaged, or `data.raw_shape` does not fit the
+        model.
     """
     files = _files(data, split)
     count = sum(_count_records(file) for file in files)
@@ -44,13 +45,13 @@ def open_tfrecord(data: DataConfig, model: ModelConfig, split: str) -> Source:
 
     names = [os.fsencode(file) for file in files]
     elements = tf.data.Dataset.from_tensor_slices(names).flat_map(records)
-    source = decoded(elements, read, name, data, model)
+    source = decoded_source(elements, read, name, data, model)
     source.count, source.identity = count, files_identity(files)
     return source
 
 
 def _files(data: DataConfig, split: str) -> list[str]:
-    root = directory_of(data)
+    root = data_directory(data)
     directory = os.path.join(root, split)
     pattern = f"{glob.escape(directory)}{'/*' if os.path.isdir(directory) else '*'}"
     files = [path for path in sorted(glob.glob(pattern)) if os.path.isfile(path)]

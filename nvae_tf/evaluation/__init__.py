@@ -1,4 +1,4 @@
-"""How good a model is, what its groups are used for, and how good its samples are."""
+"""Evaluation of a model: its likelihood, the use of its latent groups, its samples' quality."""
 
 from nvae_tf.evaluation.features import FeatureExtractor, InceptionFeatures, SavedModelFeatures
 from nvae_tf.evaluation.hierarchy import (

@@ -1,4 +1,4 @@
-"""Feature extractors: the vectors by which sample quality compares images."""
+"""Feature extractors, which turn images into the vectors that sample quality compares."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_INCEPTION_SIDE = 299  # pixels, of the images that Inception was trained with
+_INCEPTION_SIDE = 299  # height and width, in pixels, of Inception's training images
 _SIGNATURE = "serving_default"
-_BLOCK = 2**20  # bytes, of a file that is hashed
+_BLOCK = 2**20  # bytes of a file that are hashed at a time
 
 
 class FeatureExtractor(abc.ABC):
-    """A function from images to feature vectors, which knows what it is.
+    """A function from images to feature vectors, with a name and a fingerprint.
 
     Attributes:
-      name: what it is and where its weights are from, for people.
-      fingerprint: sha256 of the kind of extractor and its weights. Distances compare only with
-        distances between features of the same fingerprint.
+      name: The type of the extractor and the origin of its weights, for people.
+      fingerprint: SHA-256 of the extractor's type and weights. Two distances are comparable only
+        if their features have the same fingerprint.
     """
 
     name: str
     fingerprint: str
 
     def __call__(self, images: np.ndarray | tf.Tensor) -> np.ndarray:
-        """Features (N, D) float32 of images (N, h, w, C), all computed at once.
+        """Computes the features of a batch of images.
 
         Args:
-          images: uint8, or floats in [0, 1].
+          images: (N, h, w, C) uint8, or floats in [0, 1].
+
+        Returns:
+          (N, D) float32.
 
         Raises:
-          ValueError: for images of another rank, type or range, or that the extractor does not
-            take, and for features that are not finite vectors.
+          ValueError: if the images have another rank, type or range, if the extractor does not
+            accept their shape, or if the features are not finite vectors.
         """
         images = _as_floats(images)
         features = np.asarray(self._extract(tf.constant(images)), np.float32)
@@ -51,11 +54,11 @@ class FeatureExtractor(abc.ABC):
 
     @abc.abstractmethod
     def _extract(self, images: tf.Tensor) -> tf.Tensor:
-        """Features [N, D] of images [N, h, w, C] float32 in [0, 1]."""
+        """Computes features (N, D) of images (N, h, w, C) float32 in [0, 1]."""
 
 
 def _as_floats(images: np.ndarray | tf.Tensor) -> np.ndarray:
-    """Checked images (N, h, w, C) as float32 in [0, 1]."""
+    """Checks images (N, h, w, C) and converts them to float32 in [0, 1]."""
     images = np.asarray(images)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"Images must be (N, h, w, C), not empty; received {images.shape}.")
@@ -72,23 +75,24 @@ def _as_floats(images: np.ndarray | tf.Tensor) -> np.ndarray:
 
 
 class InceptionFeatures(FeatureExtractor):
-    """Keras's Inception-v3, averaged over space before its classifier: 2048 features.
+    """The 2048 features of Keras's Inception-v3, averaged over space, before its classifier.
 
     Images are resized to 299 x 299 (bilinear, antialiased when they shrink) and scaled to
-    [-1, 1]; gray ones become three equal channels.
+    [-1, 1]. The channel of gray images is repeated three times.
 
-    The weights are those of `keras.applications`, not the TF-Slim network of 2015 with which the
-    FID was defined (Heusel et al., arXiv 1706.08500) and which published FIDs use. Numbers made
-    with these features compare only with numbers made with the same features: never put them
-    beside a paper's. For those give that network to `SavedModelFeatures`.
+    The weights are those of `keras.applications`, not those of the TF-Slim network of 2015 with
+    which the FID was defined (Heusel et al., arXiv 1706.08500) and published FIDs are computed.
+    Do not compare results from these features with a paper's. To compute comparable ones, give
+    that network to `SavedModelFeatures`.
 
     Args:
-      weights: `"imagenet"`, downloaded by Keras on first use, or the path of a file (.h5 or
+      weights: `"imagenet"`, which Keras downloads on first use, or the path of a file (.h5 or
         .keras) with the weights of `keras.applications.InceptionV3(include_top=False)`.
 
     Raises:
-      FileNotFoundError: if there is no such file, or the weights cannot be downloaded.
-      ValueError: if the file holds something else; by a call: for other than 1 or 3 channels.
+      FileNotFoundError: if the file does not exist, or the weights cannot be downloaded.
+      ValueError: if the file does not hold these weights. A call raises it if the images have
+        neither 1 nor 3 channels.
     """
 
     def __init__(self, weights: str | os.PathLike = "imagenet"):
@@ -124,7 +128,7 @@ def _load_inception(weights: str) -> keras.Model:
         if not weights.endswith((".h5", ".keras")):
             raise ValueError(f"Inception weights are a .h5 or .keras file, received {weights!r}.")
     policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")  # an application takes the global policy only
+    keras.config.set_dtype_policy("float32")  # keras.applications use the global policy only
     try:
         return keras.applications.InceptionV3(
             include_top=False,
@@ -132,7 +136,7 @@ def _load_inception(weights: str) -> keras.Model:
             pooling="avg",
             input_shape=(_INCEPTION_SIDE, _INCEPTION_SIDE, 3),
         )
-    # Keras raises a bare Exception for a failed download, and whatever its readers of files raise.
+    # Keras raises a bare Exception for a failed download, and other types for a damaged file.
     except Exception as error:
         if downloaded:
             raise FileNotFoundError(
@@ -148,20 +152,20 @@ def _load_inception(weights: str) -> keras.Model:
 
 
 class SavedModelFeatures(FeatureExtractor):
-    """Any feature extractor, given as a SavedModel.
+    """A feature extractor that is read from a SavedModel.
 
-    Its signature `serving_default` gets one input: images [B, h, w, C] float32 in [0, 1], with
-    the size and the number of channels that the images have. So resizing, gray to colour and any
-    other scaling are its own business, and B must be free. It answers with one floating-point
-    tensor whose first axis is B; more axes than two are flattened to features [B, D].
+    The signature `serving_default` must have one input, images (B, h, w, C) float32 in [0, 1] of
+    any B, and one floating-point output whose first axis is B. Further axes of the output are
+    flattened to features (B, D). The images keep their size and channels, so the SavedModel has
+    to resize and scale them and convert gray to colour itself.
 
     Args:
-      path: directory of the SavedModel.
+      path: Directory of the SavedModel.
 
     Raises:
-      FileNotFoundError: if there is no such directory.
-      ValueError: if it is not a SavedModel, or its signature is another; by a call: for images
-        of a shape that the signature does not take.
+      FileNotFoundError: if the directory does not exist.
+      ValueError: if it is not a SavedModel with such a signature. A call raises it if the
+        signature does not accept the images' shape.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -188,7 +192,7 @@ class SavedModelFeatures(FeatureExtractor):
         self._input, self._spec = self._check_signature()
 
     def _check_signature(self) -> tuple[str, tf.TensorSpec]:
-        """Name and specification of the input."""
+        """Checks the signature, and returns the name and specification of its input."""
         inputs = self._signature.structured_input_signature[1]
         outputs = self._signature.structured_outputs
         for what, specs in (("input", inputs), ("output", outputs)):
@@ -220,7 +224,7 @@ class SavedModelFeatures(FeatureExtractor):
 
 
 def _files(path: str) -> Iterator[str]:
-    """All files of a directory, in a fixed order."""
+    """Yields all files below a directory, in a fixed order."""
     for directory, subdirectories, names in os.walk(path):
         subdirectories.sort()
         for name in sorted(names):

@@ -1,6 +1,6 @@
-"""Figures of where a model's information is, drawn with matplotlib, for TensorBoard and reports.
+"""Figures of the KL of a model's groups, drawn with matplotlib for TensorBoard and reports.
 
-Groups are numbered top-down: group 0 has the lowest resolution. Each function returns a picture
+Groups are numbered top-down: group 0 has the lowest resolution. Each function returns an image
 (H, W, 3) uint8.
 """
 
@@ -15,17 +15,20 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_LEAST_NATS = 1e-3  # what a logarithmic colour scale shows as nothing
+_LEAST_NATS = 1e-3  # the lower end of the logarithmic colour scale
 _SCALE_COLOURS = ("#1b6ca8", "#e07a1f", "#3a8f4d", "#9b3f9b", "#b03a3a", "#5a5a5a")
 
 
-def _new(width: float = 5.0, height: float = 3.0) -> tuple[Figure, Axes]:
-    """700 pixels wide, with letters that can be read at half that size, as TensorBoard shows it."""
+def _new_figure(width: float = 5.0, height: float = 3.0) -> tuple[Figure, Axes]:
+    """Returns an empty figure, 700 pixels wide by default.
+
+    Its text stays readable at half that size, which is how TensorBoard shows it.
+    """
     figure = Figure(figsize=(width, height), dpi=140, layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _picture(figure: Figure) -> np.ndarray:
+def _render(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -46,13 +49,13 @@ def _height(groups: int) -> float:
 
 
 def kl_bars(kl_per_group: Sequence[float], scales: Sequence[int]) -> np.ndarray:
-    """The KL of every group as a bar, coloured by scale.
+    """Draws the KL of every group as a bar, coloured by scale.
 
     Args:
-      kl_per_group: L values, nats, top-down.
-      scales: of the groups; 0 is the highest resolution.
+      kl_per_group: L values in nats, top-down.
+      scales: The scale of each group; scale 0 has the highest resolution.
     """
-    figure, axes = _new()
+    figure, axes = _new_figure()
     for scale in dict.fromkeys(scales):
         groups = [group for group, own in enumerate(scales) if own == scale]
         axes.bar(
@@ -65,55 +68,55 @@ def kl_bars(kl_per_group: Sequence[float], scales: Sequence[int]) -> np.ndarray:
     axes.set_ylabel("KL, nats per image")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
-    return _picture(figure)
+    return _render(figure)
 
 
 def rate_curve(kl_per_group: Sequence[float]) -> np.ndarray:
-    """The nats of the first k groups together, against k."""
-    figure, axes = _new()
+    """Draws the sum of the first k groups' KL, in nats, against k."""
+    figure, axes = _new_figure()
     axes.plot(range(len(kl_per_group) + 1), np.cumsum([0.0, *kl_per_group]), marker=".")
     axes.set_xlabel("first k groups, top-down")
     axes.set_ylabel("KL, nats per image, summed")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
-    return _picture(figure)
+    return _render(figure)
 
 
 def kl_over_time(
     steps: Sequence[int], kl: np.ndarray, collapsed: Collection[int] = ()
 ) -> np.ndarray:
-    """A heat map of the KL of every group in the course of training, on a logarithmic scale.
+    """Draws the KL of every group over the course of training, as a logarithmic heat map.
 
     Args:
-      steps: T step numbers, rising.
-      kl: (T, L), nats; what is below 0.001 has the darkest colour.
-      collapsed: numbers of groups whose labels say so.
+      steps: T step numbers in ascending order.
+      kl: (T, L) in nats. Values below 0.001 get the darkest colour.
+      collapsed: Numbers of the groups that are labelled as collapsed.
     """
     groups = kl.shape[1]
-    figure, axes = _new(height=_height(groups))
+    figure, axes = _new_figure(height=_height(groups))
     _heat_map(figure, axes, kl.T, "KL, nats per image")
     _label_groups(axes, groups, collapsed)
     ticks = np.unique(np.linspace(0, len(steps) - 1, min(4, len(steps))).round().astype(int))
     axes.set_xticks(ticks, [f"{steps[tick]:,}" for tick in ticks])
     axes.set_xlabel("step")
-    return _picture(figure)
+    return _render(figure)
 
 
 def kl_by_channel(
     kl_per_channel: Sequence[np.ndarray], collapsed: Collection[int] = ()
 ) -> np.ndarray:
-    """A heat map of the KL of every channel of every group, on a logarithmic scale.
+    """Draws the KL of every channel of every group, as a logarithmic heat map.
 
     Args:
-      kl_per_channel: L arrays (C_z,), nats.
-      collapsed: numbers of groups whose labels say so.
+      kl_per_channel: L arrays (C_z,) in nats.
+      collapsed: Numbers of the groups that are labelled as collapsed.
     """
-    figure, axes = _new(height=_height(len(kl_per_channel)))
+    figure, axes = _new_figure(height=_height(len(kl_per_channel)))
     _heat_map(figure, axes, np.stack(kl_per_channel), "KL, nats per image")
     _label_groups(axes, len(kl_per_channel), collapsed)
     axes.set_xlabel("channel")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _picture(figure)
+    return _render(figure)
 
 
 def _heat_map(figure: Figure, axes: Axes, values: np.ndarray, label: str) -> None:
@@ -130,17 +133,17 @@ def _heat_map(figure: Figure, axes: Axes, values: np.ndarray, label: str) -> Non
 
 
 def rate_distortion(rate: Sequence[float], distortion: Sequence[float]) -> np.ndarray:
-    """Distortion against rate when the first 0, 1, … L groups come from the posterior.
+    """Draws distortion against rate when the first 0, 1, … L groups come from the posterior.
 
     Args:
-      rate: L + 1 values: KL of these groups, nats.
-      distortion: L + 1 values: -log p(x|z), nats.
+      rate: L + 1 values: the KL of these groups, in nats.
+      distortion: L + 1 values: -log p(x|z), in nats.
     """
-    figure, axes = _new()
+    figure, axes = _new_figure()
     axes.plot(rate, distortion, marker="o", markersize=4)
     for groups in dict.fromkeys((0, 1, len(rate) // 2, len(rate) - 1)):
         point = (rate[groups], distortion[groups])
         axes.annotate(f"{groups}", point, textcoords="offset points", xytext=(6, 6))
     axes.set_xlabel("rate: KL of the first k groups, nats")
     axes.set_ylabel("distortion: -log p(x|z), nats")
-    return _picture(figure)
+    return _render(figure)

@@ -12,25 +12,25 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Unbiased squared MMD with the kernel (x.y / D + 1)^3, over random subsets.
+    """Computes the unbiased squared MMD with the kernel (x.y / D + 1)^3, over random subsets.
 
-    Binkowski et al. 2018 (arXiv 1801.01401, section 4). It may be negative; for two samples of
-    one distribution its expectation is 0, however few they are.
+    See Binkowski et al. 2018 (arXiv 1801.01401, section 4). The distance may be negative. For two
+    samples of the same distribution its expectation is 0, whatever their size.
 
     Args:
-      real: features (N, D).
-      generated: features (M, D).
-      num_subsets: how many pairs of subsets, drawn without replacement within each. If the
-        subsets are everything there is, they are all the same, so one is enough.
-      subset_size: images in each subset; min(N, M) where that is smaller.
-      seed: of the subsets.
+      real: Features (N, D).
+      generated: Features (M, D).
+      num_subsets: Number of pairs of subsets. Each subset is drawn without replacement. If both
+        subsets hold all features, a single pair is used.
+      subset_size: Number of features in each subset, at most min(N, M).
+      seed: Seed of the random subsets.
 
     Returns:
-      Mean and standard deviation (of the population) over the subsets.
+      The mean and the (population) standard deviation over the pairs of subsets.
 
     Raises:
-      ValueError: for features of different dimensions, or fewer than two on either side or in a
-        subset.
+      ValueError: if the dimensions of the features differ, or a subset would have fewer than two
+        features.
     """
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ValueError(
@@ -59,7 +59,10 @@ def _subset(features: np.ndarray, size: int, rng: np.random.Generator) -> np.nda
 
 
 def _unbiased_squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """Of two subsets (m, D): mean kernel within each, diagonals left out, less that across."""
+    """Computes the unbiased squared MMD of two subsets (m, D).
+
+    It is the mean kernel within each subset, without the diagonal, minus twice the mean across.
+    """
     size = len(x)
     within = sum(kernel.sum() - np.trace(kernel) for kernel in (_kernel(x, x), _kernel(y, y)))
     return within / (size * (size - 1)) - 2 * _kernel(x, y).mean()

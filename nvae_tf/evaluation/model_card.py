@@ -1,4 +1,4 @@
-"""What a run's files say about its model, as a model card."""
+"""Model cards, filled in from the files of a run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LIKELIHOODS = {
 
 
 def model_card(workdir: Workdir) -> str:
-    """The card of a run's newest checkpoint, as Markdown.
+    """Returns the model card of a run's newest checkpoint, as Markdown.
 
-    What only people know stands in angle brackets, for them to write.
+    Facts that the files do not hold are left as placeholders in angle brackets.
 
     Raises:
-      FileNotFoundError: if no run was started there, or it has no checkpoint yet.
+      FileNotFoundError: if the workdir holds no run, or the run has no checkpoint yet.
     """
     config = workdir.read_config()
     checkpoint = workdir.latest_checkpoint()
@@ -71,7 +71,7 @@ def _groups(config: ExperimentConfig) -> str:
 
 
 def _evaluation(workdir: Workdir, step: int) -> str:
-    """The bounds of the newest evaluation, if it is of that step."""
+    """Returns the bounds from the newest evaluation if it was made at `step`, else a hint."""
     if workdir.evaluated_step() != step:
         return "Not evaluated at this step: run `nvae-evaluate`, and write this card again."
     with open(workdir.evaluation, encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, summed up in parts, and the Frechet distance."""
+"""The mean and covariance of features, accumulated in parts, and the Frechet distance."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from absl import logging
 
 
 class Moments:
-    """Number, mean and scatter of vectors, in float64.
+    """An accumulator of the number, mean and scatter of vectors, in float64.
 
     Parts are merged by the pairwise update of Chan, Golub and LeVeque (1979; The American
-    Statistician 37, 1983), which loses nothing when the mean is large: batches and replicas may
-    be merged in any order and partition, and the result is the same but for float64 rounding.
+    Statistician 37, 1983), which stays accurate when the mean is large. Batches and replicas may
+    be merged in any order and partition; the result differs by float64 rounding only.
 
     Attributes:
-      count: N, how many vectors there were.
-      mean: (D,)
-      scatter: (D, D), sum over the vectors x of (x - mean) (x - mean)^T.
+      count: N, the number of vectors.
+      mean: (D,).
+      scatter: (D, D), the sum of (x - mean) (x - mean)^T over the vectors x.
 
     Args:
       dimension: D.
@@ -31,7 +31,7 @@ class Moments:
         """Adds vectors (N, D).
 
         Raises:
-          ValueError: if they are not vectors of D finite numbers.
+          ValueError: if the vectors do not have D finite numbers each.
         """
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(f"Features must be (N, {len(self.mean)}), received {features.shape}.")
@@ -48,10 +48,10 @@ class Moments:
         self.merge(part)
 
     def merge(self, other: Moments) -> None:
-        """Adds the vectors that another object has seen; that one stays as it is.
+        """Adds the vectors of `other`, which is not changed.
 
         Raises:
-          ValueError: if it is about vectors of another dimension.
+          ValueError: if the vectors of `other` have another dimension.
         """
         if len(other.mean) != len(self.mean):
             raise ValueError(
@@ -68,10 +68,10 @@ class Moments:
         self.count = total
 
     def covariance(self) -> np.ndarray:
-        """(D, D), unbiased.
+        """Returns the unbiased covariance (D, D).
 
         Raises:
-          ValueError: for fewer than two vectors.
+          ValueError: if there are fewer than two vectors.
         """
         if self.count < 2:
             raise ValueError(f"A covariance needs at least 2 samples, received {self.count}.")
@@ -79,19 +79,19 @@ class Moments:
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """Squared Frechet distance of two normal distributions with these moments.
+    """Computes the squared Frechet distance of two normal distributions with these moments.
 
-    |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^1/2); of Inception features it is the FID
-    (Heusel et al. 2017, arXiv 1706.08500, equation 6). The last trace is computed as the sum of
-    the singular values of F1^T F2, where F F^T = C. They are real, and free of the noise that the
-    square roots of rounded zeros, the eigenvalues of C1 C2, would bring.
+    The distance is |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^1/2). For Inception features it is
+    the FID (Heusel et al. 2017, arXiv 1706.08500, equation 6). The last trace is computed as the
+    sum of the singular values of F1^T F2, where F F^T = C. They are real, whereas the eigenvalues
+    of C1 C2 contain rounded zeros, whose square roots would add noise.
 
-    With N <= D samples on either side a covariance is singular. The distance is defined all the
-    same, but the estimate is far above that of more samples, so a warning is logged: compare it
-    only with distances of as many samples.
+    With N <= D samples on either side a covariance is singular. The distance is still defined,
+    but its estimate is far too large, so a warning is logged. Compare it only with distances from
+    the same number of samples.
 
     Raises:
-      ValueError: if the dimensions differ, or for fewer than two samples on either side.
+      ValueError: if the dimensions differ, or there are fewer than two samples on either side.
     """
     dimension = len(first.mean)
     if dimension != len(second.mean):
@@ -115,7 +115,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """A matrix F (D, D) with F F^T = covariance, which is positive semi-definite."""
+    """Returns a matrix F (D, D) with F F^T = covariance, a positive semi-definite matrix."""
     try:
         return np.linalg.cholesky(covariance)  # many times faster than the eigenvectors
     except np.linalg.LinAlgError:  # singular: not more samples than features, or constant ones

@@ -1,4 +1,4 @@
-"""Precision and recall of generated images, by nearest neighbours among their features."""
+"""Precision and recall of generated images, from nearest neighbours among their features."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from collections.abc import Iterator
 import numpy as np
 
 _BLOCK = 2**22  # distances at a time: 32 MB
-# Relative to |x|^2 + |y|^2: below this the rounding of |x|^2 + |y|^2 - 2 x.y is all there is.
+# Below this share of |x|^2 + |y|^2, the value of |x|^2 + |y|^2 - 2 x.y is nothing but rounding.
 _ROUNDING = 1e-12
 
 
 def precision_recall(
     real: np.ndarray, generated: np.ndarray, num_neighbours: int = 3
 ) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, equations 1-3).
+    """Computes improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1-3).
 
     Precision is the share of generated images within the manifold of the real ones, recall the
     share of real images within the manifold of the generated ones. A manifold is the union of
-    balls around its images, each up to the k-th nearest neighbour among the others. Both depend
-    on the number of images: compare only with the same N and M.
+    balls around its images, each with the distance to the k-th nearest other image as its radius.
+    Both depend on the number of images, so compare them only at the same N and M.
 
-    Distances are computed in blocks of rows, in float64, so that memory stays bounded.
+    Distances are computed in float64, in blocks of rows to bound the memory.
 
     Args:
-      real: features (N, D).
-      generated: features (M, D).
+      real: Features (N, D).
+      generated: Features (M, D).
       num_neighbours: k.
 
+    Returns:
+      Precision and recall, both in [0, 1].
+
     Raises:
-      ValueError: for features of different dimensions, or not more than k on either side.
+      ValueError: if the dimensions of the features differ, or either side has k features or fewer.
     """
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ValueError(
@@ -40,7 +43,7 @@ def precision_recall(
             "Precision and recall need at least 1 neighbour and more samples than neighbours, "
             f"received {len(real)} and {len(generated)} samples, {num_neighbours} neighbours."
         )
-    # Without their common mean, less is lost to rounding.
+    # Subtracting a common mean reduces the rounding error.
     center = real.mean(axis=0, dtype=np.float64)
     real, generated = real - center, generated - center
     real_radii = _squared_radii(real, num_neighbours)
@@ -54,7 +57,7 @@ def precision_recall(
 
 
 def _squared_radii(features: np.ndarray, num_neighbours: int) -> np.ndarray:
-    """(N,) squared distances of vectors (N, D) to their k-th nearest among the others."""
+    """Returns the squared distance (N,) of each vector (N, D) to its k-th nearest other vector."""
     radii = np.empty(len(features))
     for rows, squared in _squared_distances(features, features):
         squared[np.arange(len(squared)), np.arange(len(features))[rows]] = np.inf
@@ -63,7 +66,7 @@ def _squared_radii(features: np.ndarray, num_neighbours: int) -> np.ndarray:
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of rows of the matrix of squared distances (N, M) of vectors (N, D) and (M, D)."""
+    """Yields squared distances (N, M) of vectors (N, D) and (M, D), in blocks of rows."""
     x_norms, y_norms = (np.einsum("nd,nd->n", v, v) for v in (x, y))
     step = max(1, _BLOCK // len(y))
     for start in range(0, len(x), step):

@@ -1,4 +1,4 @@
-"""Features of a data set's images, kept in a file for the next time."""
+"""Features of a data set's images, cached in a file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from nvae_tf.evaluation.moments import Moments
 from nvae_tf.files import write_atomically
 
 MAX_KEPT_FEATURES = 10_000
-_LAYOUT = 1  # of the file; one of another layout has another name
+_LAYOUT = 1  # version of the file's layout, which is part of the key in its name
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceFeatures:
-    """What sample quality has to know of N real images."""
+    """The features of N real images that sample quality compares with."""
 
-    moments: Moments  # of all images
-    features: np.ndarray  # (min(N, 10 000), D) float32
+    moments: Moments  # of all N images
+    features: np.ndarray  # (min(N, 10 000), D) float32, of a random subset
     extractor_fingerprint: str
 
 
@@ -36,25 +36,26 @@ def reference_features(
     batch_size: int = 100,
     after_batch: Callable[[int], None] | None = None,
 ) -> ReferenceFeatures:
-    """Features of real images, from the cache if they are there.
+    """Computes the features of real images, or reads them from the cache.
 
-    The moments are those of all images. Of more than 10 000 the features of as many are kept,
-    chosen at random, always the same ones.
+    The moments cover all images. Individual features are kept for at most 10 000 images, which
+    are chosen at random with a fixed seed.
 
-    The file is `features-KEY.npz`, KEY a hash of the images' bytes and shape and of the
-    extractor's fingerprint, so that nothing ever has to be deleted by hand. A damaged file is
-    computed and written again, with a warning in the log.
+    The file is called `features-KEY.npz`, where KEY is a hash of the images' bytes and shape and
+    of the extractor's fingerprint, so outdated files are never read. If the file is damaged, it
+    is computed and written again, and a warning is logged.
 
     Args:
       images: (N, h, w, C) uint8.
-      extractor: of the features.
-      cache_dir: directory of the files; it is made if need be.
-      batch_size: images at a time.
-      after_batch: called after each batch with its size, for progress; not if there is a file.
+      extractor: Computes the features.
+      cache_dir: Directory of the files. It is created if necessary.
+      batch_size: Number of images that are computed at a time.
+      after_batch: Called with the batch's size after each batch, to show progress. It is not
+        called if the features are read from the cache.
 
     Raises:
-      ValueError: for images of another type or shape, or fewer than four, which precision and
-        recall need.
+      ValueError: if the images have another type or shape, or are fewer than the four that
+        precision and recall need.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 4:
         raise ValueError(
@@ -86,7 +87,7 @@ def _compute(
     batch_size: int,
     after_batch: Callable[[int], None] | None,
 ) -> ReferenceFeatures:
-    # At random, because data sets may be sorted.
+    # The choice is random because data sets may be sorted.
     order = np.random.default_rng(0).permutation(len(images))
     chosen = np.zeros(len(images), bool)
     chosen[order[:MAX_KEPT_FEATURES]] = True
@@ -120,7 +121,7 @@ def _read(path: str, num_images: int, extractor: FeatureExtractor) -> ReferenceF
     with open(path, "rb") as file:
         content = io.BytesIO(file.read())
     try:
-        with np.load(content) as arrays:  # checks the sums of what it reads
+        with np.load(content) as arrays:  # zipfile verifies the checksums
             count, mean, scatter, features = (
                 arrays[name] for name in ("count", "mean", "scatter", "features")
             )
@@ -131,7 +132,7 @@ def _read(path: str, num_images: int, extractor: FeatureExtractor) -> ReferenceF
             or features.shape != (kept, dimension)
         ):
             raise ValueError(f"{count} images, features of shape {features.shape}")
-    # What numpy and zipfile raise for damage; a file that may not be read is another matter.
+    # numpy and zipfile raise these for damage. An OSError, for lack of permission, is passed on.
     except (EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         logging.warning("%s is damaged, its features are computed again: %s", path, error)
         return None

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page with its numbers, curves and pictures inside."""
+"""The HTML report of an evaluation, a single page with its numbers, curves and images."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ figcaption {{ color: #555 }}
 def html_report(
     title: str,
     sections: Mapping[str, Mapping[str, Any]],
-    pictures: Sequence[tuple[str, np.ndarray]],
+    images: Sequence[tuple[str, np.ndarray]],
 ) -> str:
-    """A page that needs no other file.
+    """Returns an HTML page that contains its images and refers to no other file.
 
     Args:
-      title: of the page.
-      sections: heading to a table of names and values; a list becomes one cell.
-      pictures: captions and pictures (H, W, C) uint8, of 1, 3 or 4 channels.
+      title: Title of the page.
+      sections: For each heading, a table of names and values. The items of a list are joined.
+      images: Pairs of a caption and an image (H, W, C) uint8 with 1, 3 or 4 channels.
     """
     body = [
         f"<h2>{html.escape(heading)}</h2>\n<table>\n"
@@ -51,7 +51,7 @@ def html_report(
         + "\n</table>"
         for heading, table in sections.items()
     ]
-    body += [_figure(caption, picture) for caption, picture in pictures]
+    body += [_figure(caption, image) for caption, image in images]
     return _PAGE.format(title=html.escape(title), body="\n".join(body))
 
 
@@ -65,8 +65,8 @@ def _format(value: Any) -> str:
     return f"{value:,.5g}" if isinstance(value, float) else str(value)
 
 
-def _figure(caption: str, picture: np.ndarray) -> str:
-    encoded = base64.b64encode(encode_png(picture)).decode("ascii")
+def _figure(caption: str, image: np.ndarray) -> str:
+    encoded = base64.b64encode(encode_png(image)).decode("ascii")
     caption = html.escape(caption)
     return (
         f'<figure><img alt="{caption}" src="data:image/png;base64,{encoded}">'

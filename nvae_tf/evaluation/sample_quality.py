@@ -1,4 +1,4 @@
-"""How close generated images are to real ones: FID, KID, precision and recall (SPEC section 7)."""
+"""The quality of generated images: FID, KID, precision and recall. See docs/evaluation.md."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from nvae_tf.evaluation.reference import MAX_KEPT_FEATURES, ReferenceFeatures
 
 @dataclasses.dataclass(frozen=True)
 class SampleQualityResult:
-    """Distances of generated images from real ones, and all that they depend on.
+    """The distances of generated images from real ones, with everything that they depend on.
 
-    Two results compare only if the features' fingerprint and all numbers of images are the same.
+    Two results are comparable only if the fingerprint and all numbers of images are the same.
     """
 
     features: str  # name of the feature extractor
-    features_fingerprint: str  # sha256 of its weights
+    features_fingerprint: str  # its SHA-256
     num_real: int  # for the FID
     num_generated: int
     num_real_kept: int  # for KID, precision and recall
     num_generated_kept: int
-    seed: int  # of KID's subsets
+    seed: int  # of KID's random subsets
     fid: float
-    kid: float  # mean over subsets
-    kid_standard_deviation: float  # over subsets
+    kid: float  # mean over the subsets
+    kid_standard_deviation: float  # over the subsets
     precision: float
     recall: float
 
@@ -42,21 +42,21 @@ def sample_quality(
     seed: int = 0,
     after_batch: Callable[[int], None] | None = None,
 ) -> SampleQualityResult:
-    """Compares generated images with the reference.
+    """Measures how close generated images are to real ones.
 
-    The FID is about all images; KID, precision and recall about the features that the reference
-    has kept and those of the first 10 000 generated images.
+    The FID covers all images. KID, precision and recall compare the individual features in the
+    reference with those of the first 10 000 generated images.
 
     Args:
-      reference: of the real images, computed with the same extractor.
-      generated: batches (B, h, w, C) uint8.
-      extractor: of the features.
-      seed: of KID's subsets.
-      after_batch: called after each batch with its size, for progress.
+      reference: Features of the real images, computed by the same extractor.
+      generated: Batches (B, h, w, C) uint8.
+      extractor: Computes the features of the generated images.
+      seed: Seed of KID's random subsets.
+      after_batch: Called with the batch's size after each batch, to show progress.
 
     Raises:
-      ValueError: if the reference is of another extractor, or there are fewer than four
-        generated images, which precision and recall need.
+      ValueError: if another extractor computed the reference, or there are fewer generated images
+        than the four that precision and recall need.
     """
     if reference.extractor_fingerprint != extractor.fingerprint:
         raise ValueError(

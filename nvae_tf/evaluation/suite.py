@@ -1,4 +1,4 @@
-"""One evaluation of a run: whatever was asked for, as one result and one page."""
+"""The evaluation of a run, which collects several measurements into one result and one report."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ from nvae_tf.sampling.images import sheet, to_uint8
 from nvae_tf.sampling.readjustment import readjusted, stored_statistics
 from nvae_tf.sampling.sampler import Sampler
 
-_SHOWN = 10  # images in the report's strips
-_SAMPLES = 40  # in the report
-_TEMPERATURES = (0.6, 0.8, 1.0)  # of these
+_SHOWN = 10  # images in each row of the report's sheets
+_SAMPLES = 40  # samples in the report at each temperature
+_TEMPERATURES = (0.6, 0.8, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How samples are drawn for the measures of their quality."""
+    """The settings with which samples are drawn, and compared with real images."""
 
     num_samples: int
-    temperature: tuple[float, ...]  # one, or one for each scale or group
-    pixels: str  # mean or sample of the likelihood
+    temperature: tuple[float, ...]  # one for all groups, or one for each scale or group
+    pixels: str  # "mean" or "sample" of the distribution over images
     readjust_bn: bool
     reference_split: str
     seed: int
 
 
 class Evaluation:
-    """Measures a model, and collects the results.
+    """A collection of measurements of one model, each made by a method.
 
     Args:
-      config: of the run.
-      model: of the run, in float32.
-      split: of the held-out images.
-      images: (N, h, w, C) uint8, held out.
-      batch_size: images at a time.
-      seed: of binarisation and draws.
+      config: The run's configuration.
+      model: The run's model, in float32.
+      split: Name of the split that the held-out images are from.
+      images: The held-out images (N, h, w, C) uint8.
+      batch_size: Number of images that are computed at a time.
+      seed: Seed of the binarisation and of all draws.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Evaluation:
         )
 
     def measure_likelihood(self, num_iw_samples: int) -> ImageLikelihoods:
-        """-ELBO and importance-weighted bound of all images."""
+        """Computes the -ELBO and the importance-weighted bound of all images."""
         evaluator = LikelihoodEvaluator(self._model)
         with _bar("likelihood", len(self._images)) as bar:
             self._likelihoods = evaluator.per_image(
@@ -93,7 +93,7 @@ class Evaluation:
         return self._likelihoods
 
     def measure_hierarchy(self, num_images: int) -> None:
-        """What the groups are used for, on the first images."""
+        """Measures on the first `num_images` images how the model uses its latent groups."""
         count = min(num_images, len(self._images))
         with _bar("hierarchy", count) as bar:
             self._hierarchy = HierarchyEvaluator(self._model).evaluate(
@@ -103,7 +103,13 @@ class Evaluation:
     def measure_sample_quality(
         self, protocol: Protocol, extractor: FeatureExtractor, workdir: Workdir
     ) -> None:
-        """FID, KID, precision and recall of samples against a split of the data set."""
+        """Computes FID, KID, precision and recall of samples against a split of the data set.
+
+        Args:
+          protocol: How samples are drawn, and the split of the real images.
+          extractor: Computes the features.
+          workdir: The run's workdir, which keeps the readjusted batch-norm statistics.
+        """
         data, model = self._config.data, self._config.model
         real = _as_generated(load_images(data, model, protocol.reference_split), model)
         with _bar("reference features", len(real)) as bar:
@@ -123,7 +129,11 @@ class Evaluation:
         self._quality = result, protocol
 
     def result(self) -> dict[str, Any]:
-        """All that was measured, as JSON knows it; the likelihood's fields are not nested."""
+        """Returns all measurements as values that JSON can hold.
+
+        The likelihood's fields are on the top level; those of the hierarchy and the sample quality
+        are nested.
+        """
         fields: dict[str, Any] = {"split": self._split}
         if self._likelihoods:
             fields |= dataclasses.asdict(self._likelihoods.summary(self._config.model))
@@ -139,7 +149,7 @@ class Evaluation:
         return fields
 
     def report(self, title: str) -> str:
-        """All that was measured as a page of HTML, with curves and pictures."""
+        """Returns an HTML page of all measurements, with curves and images."""
         fields = self.result()
         nested = {name: fields.pop(name, None) for name in ("hierarchy", "sample_quality")}
         sections = {"Likelihood (nats per image)": fields}
@@ -147,10 +157,10 @@ class Evaluation:
             protocol = nested["sample_quality"].pop("protocol")
             sections["Sample quality"] = nested["sample_quality"]
             sections["How these samples were drawn"] = protocol
-        pictures = _curves(self._hierarchy, self._config.model) if self._hierarchy else []
-        if self._config.model.image_shape[-1] in (1, 3, 4):  # what a picture can show
-            pictures += [self._strips(), *self._samples()]
-        return html_report(title, sections, pictures)
+        images = _curves(self._hierarchy, self._config.model) if self._hierarchy else []
+        if self._config.model.image_shape[-1] in (1, 3, 4):  # the channels that a PNG can have
+            images += [self._strips(), *self._samples()]
+        return html_report(title, sections, images)
 
     def _strips(self) -> tuple[str, np.ndarray]:
         first = next(iter(self._batches(_SHOWN)))
@@ -174,7 +184,10 @@ class Evaluation:
 
 
 def _as_generated(images: np.ndarray, model: ModelConfig) -> np.ndarray:
-    """Images with the grey levels that the model can make; means of binary ones have all."""
+    """Rounds images (N, h, w, C) uint8 to the values that generated images can have.
+
+    Images of a Bernoulli model stay as they are, because the means it generates have all values.
+    """
     if model.likelihood == "bernoulli" or model.num_x_bits == 8:
         return images
     levels = to_uint8(quantize(np.arange(256, dtype=np.float32), model.num_x_bits))

@@ -1,4 +1,4 @@
-"""Images as 8-bit pictures: side by side on sheets, animated, and as files."""
+"""Output of images: conversion to 8 bits, sheets, animations, PNG files and arrays."""
 
 from __future__ import annotations
 
@@ -14,43 +14,46 @@ import tensorflow as tf
 
 from nvae_tf.files import check_directory_of, new_directory, new_file, write_atomically
 
-SHEET_LIMIT = 4096  # images; more are not for the eye, and do not fit into memory
+SHEET_LIMIT = 4096  # images; larger sheets are of no use to people, and may exceed the memory
 ANIMATIONS = (".gif", ".webp")
 
 
 def to_uint8(images: np.ndarray | tf.Tensor) -> np.ndarray:
-    """Values in [0, 1] as 0 to 255, rounded."""
+    """Scales values from [0, 1] to 0 to 255, clipped and rounded, as uint8."""
     return np.round(255 * np.clip(np.asarray(images), 0, 1)).astype(np.uint8)
 
 
 def sheet(images: np.ndarray, columns: int | None = None, margin: int = 2) -> np.ndarray:
-    """Images (N, H, W, C) side by side, row after row, on one picture (H', W', C).
+    """Arranges images in rows on a sheet, which is one large image.
 
     Args:
-      images: uint8.
-      columns: of the sheet; None: as many as make it about square.
-      margin: white pixels between the images and around them.
+      images: (N, H, W, C) uint8.
+      columns: Number of images in a row; by default the number that makes the grid about square.
+      margin: Width of the white margin between and around the images, in pixels.
+
+    Returns:
+      (H', W', C) uint8.
     """
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     shape = (rows * (height + margin) + margin, columns * (width + margin) + margin, channels)
-    picture = np.full(shape, 255, np.uint8)
+    result = np.full(shape, 255, np.uint8)
     for index, image in enumerate(images):
         top = margin + index // columns * (height + margin)
         left = margin + index % columns * (width + margin)
-        picture[top : top + height, left : left + width] = image
-    return picture
+        result[top : top + height, left : left + width] = image
+    return result
 
 
-def encode_png(picture: np.ndarray) -> bytes:
-    """PNG of (H, W, C) uint8.
+def encode_png(image: np.ndarray) -> bytes:
+    """Encodes an image (H, W, C) uint8 as a PNG file.
 
     Raises:
-      ValueError: if there are not 1 (gray), 3 (RGB) or 4 (RGBA) channels.
+      ValueError: if the image does not have 1 (gray), 3 (RGB) or 4 (RGBA) channels.
     """
-    _check_channels(".png", picture.shape[-1])
-    return tf.io.encode_png(picture).numpy()
+    _check_channels(".png", image.shape[-1])
+    return tf.io.encode_png(image).numpy()
 
 
 def _check_channels(extension: str, channels: int) -> None:
@@ -61,18 +64,19 @@ def _check_channels(extension: str, channels: int) -> None:
 
 
 def encode_animation(frames: np.ndarray, extension: str, milliseconds: int = 100) -> bytes:
-    """An endless animation of frames (F, H, W, C) uint8.
+    """Encodes frames as an animation that repeats without end.
+
+    WebP is lossless. GIF has 256 colours per frame, so RGB frames are approximated.
 
     Args:
-      frames: gray or RGB. GIF has 256 colours per frame, so RGB frames are approximated there;
-        everything else is exact.
+      frames: (F, H, W, C) uint8, gray or RGB.
       extension: `".gif"` or `".webp"`.
-      milliseconds: of each frame.
+      milliseconds: Duration of each frame.
 
     Raises:
-      ValueError: for another extension, or if there are not 1 or 3 channels.
+      ValueError: if the extension is another, or the frames do not have 1 or 3 channels.
     """
-    from PIL import Image  # nothing else needs it
+    from PIL import Image  # imported here because only animations need it
 
     if extension not in ANIMATIONS:
         raise ValueError(
@@ -94,12 +98,12 @@ def encode_animation(frames: np.ndarray, extension: str, milliseconds: int = 100
 
 
 def encode_grid(grid: np.ndarray, extension: str) -> bytes:
-    """A picture of images (rows, columns, H, W, C) uint8.
+    """Encodes a grid of images as a sheet or as an animation.
 
     Args:
-      grid: the images.
-      extension: `".png"` for a sheet; `".gif"` or `".webp"` for an animation which shows one column
-        after the other, and then goes back.
+      grid: (rows, columns, H, W, C) uint8.
+      extension: `".png"` for a sheet. `".gif"` or `".webp"` for an animation that shows the columns
+        one after the other and then in reverse.
     """
     rows, columns = grid.shape[:2]
     if extension == ".png":
@@ -109,10 +113,10 @@ def encode_grid(grid: np.ndarray, extension: str) -> bytes:
 
 
 def check_grid_output(path: str, channels: int) -> None:
-    """Checks that `encode_grid` can make what a path ends in, and that it has a directory.
+    """Checks that `encode_grid` supports the path's extension, and that its directory exists.
 
     Raises:
-      ValueError: for another ending, or a number of channels that the format does not have.
+      ValueError: if the extension is not supported, or the format cannot have that many channels.
       FileNotFoundError: if the directory does not exist.
     """
     extension = os.path.splitext(path)[1]
@@ -128,37 +132,43 @@ def check_grid_output(path: str, channels: int) -> None:
 def image_writer(
     path: str, count: int, shape: tuple[int, int, int]
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Writes many images as they come, to what the path ends in; it appears whole at the end.
+    """Opens an output to which batches of images are written; it appears complete at the end.
+
+    The end of the path selects the format: `x.png` is a sheet, `x.npy` a uint8 array
+    (count, h, w, C), and `x/` a new directory of `00000.png`, `00001.png`, …. Only a sheet is
+    held in memory.
 
     Args:
-      path: `x.png`, a sheet; `x.npy`, a uint8 array (count, h, w, C); or `x/`, a new directory of
-        `00000.png`, `00001.png`, …. The last two take no memory.
-      count: how many images there will be.
-      shape: h, w, C of an image.
+      path: The path of the file or directory.
+      count: The total number of images.
+      shape: The shape (h, w, C) of each image.
 
     Yields:
-      A function that takes a batch (B, h, w, C) uint8.
+      A function that writes a batch (B, h, w, C) uint8.
 
     Raises:
-      ValueError: for what `check_image_output` refuses, channels that a PNG cannot have, or a
-        directory that is there and not empty; when the scope begins.
-      FileNotFoundError: as `check_image_output`.
+      ValueError: if `check_image_output` raises one, a PNG cannot have that many channels, or the
+        directory exists and is not empty. It is raised when the scope begins.
+      FileNotFoundError: if the directory that would hold the file does not exist.
     """
-    kind = check_image_output(path, count)
-    if kind != ".npy":
+    output_format = check_image_output(path, count)
+    if output_format != ".npy":
         _check_channels(".png", shape[-1])
-    writer = {".png": _sheet_writer, ".npy": _array_writer, "/": _directory_writer}[kind]
+    writer = {".png": _sheet_writer, ".npy": _array_writer, "/": _directory_writer}[output_format]
     with writer(path, count, shape) as write:
         yield write
 
 
 def check_image_output(path: str, count: int) -> str:
-    """Checks what `image_writer` is to write; returns `".png"`, `".npy"` or `"/"`.
+    """Checks the path and the number of images for `image_writer`.
+
+    Returns:
+      The end of the path, which is `".png"`, `".npy"` or `"/"`.
 
     Raises:
-      ValueError: for a path that ends in something else, or a sheet of more than `SHEET_LIMIT`
-        images.
-      FileNotFoundError: if the directory that a file is to be in does not exist.
+      ValueError: if the path ends in something else, or a sheet would have more than
+        `SHEET_LIMIT` images.
+      FileNotFoundError: if the directory that would hold the file does not exist.
     """
     if path.endswith("/"):
         return "/"

@@ -1,4 +1,4 @@
-"""What decides whether a step's gradients are fit to be applied."""
+"""The guard against steps whose gradients would damage the weights."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from nvae_tf.config import TrainConfig
 _INITIAL_SCALE = 2.0**15
 _STEPS_TO_GROWTH = 2000  # finite steps after which the loss scale doubles
 _NORM_MOMENTUM = 0.99
-_LEARNING_RATE_FACTOR = 0.5  # of a rollback
+_LEARNING_RATE_FACTOR = 0.5  # by which each rollback multiplies the learning rate
 
 
 class Guard(tf.Module):
-    """Loss scale, running gradient norm and counts of skipped steps; all in the checkpoint.
+    """The state that decides whether a step's gradients are applied.
 
-    Create it under the strategy's scope. `judge` is called outside of replicas, once a step, with
-    values of the global batch, so that all replicas and workers do the same.
+    It holds the loss scale, the running gradient norm and the counts of skipped steps and
+    rollbacks, and is saved in the checkpoint. Create it under the strategy's scope. Call `judge`
+    once a step outside of the replicas, with values of the global batch, so that all replicas and
+    workers decide alike.
 
     Args:
-      config: precision, and the threshold for large gradients.
+      config: Gives the precision, and the threshold for large gradients.
     """
 
     def __init__(self, config: TrainConfig):
@@ -29,21 +31,25 @@ class Guard(tf.Module):
         self.loss_scale = _scalar(_INITIAL_SCALE if self._scales_loss else 1.0)
         self.steps_at_scale = _scalar(0)
         self.running_norm = _scalar(0.0)
-        self.skipped = _scalar(0)  # steps, in all
+        self.skipped = _scalar(0)  # number of all skipped steps
         self.not_finite_in_a_row = _scalar(0)
         self.rollbacks = _scalar(0)
         self.learning_rate_factor = _scalar(1.0)
 
     def judge(self, loss: tf.Tensor, gradient_norm: tf.Tensor) -> tf.Tensor:
-        """Whether to apply this step's gradients (scalar bool); keeps count.
+        """Decides whether this step's gradients are applied, and updates the state.
 
-        They are not if loss or norm is not finite; then the loss scale halves. Nor if the norm
-        exceeds `skip_gradient_norm` times its running mean. What such a step adds to that mean is
-        limited, but not nothing, so a norm that has grown for good is accepted in the end.
+        A step is skipped if its loss or gradient norm is not finite; with mixed_float16 the loss
+        scale is then halved. It is also skipped if the norm exceeds `skip_gradient_norm` times
+        its running mean. Such a norm enters the mean with at most the threshold's value, so a norm
+        that has grown for good is accepted after some steps.
 
         Args:
-          loss: of the global batch, without the loss scale.
-          gradient_norm: of the global batch's gradients, without the loss scale.
+          loss: The global batch's loss, without the loss scale.
+          gradient_norm: The norm of the global batch's gradients, without the loss scale.
+
+        Returns:
+          A scalar bool, true if the gradients are to be applied.
         """
         finite = tf.logical_and(tf.math.is_finite(loss), tf.math.is_finite(gradient_norm))
         apply = finite
@@ -72,9 +78,9 @@ class Guard(tf.Module):
         self.steps_at_scale.assign(tf.where(finite & ~grows, steps, tf.zeros_like(steps)))
 
     def note_rollback(self, rollbacks: int) -> None:
-        """To be called after the state was restored: so many rollbacks have happened.
+        """Sets the number of rollbacks so far, each of which halves the learning rate.
 
-        The learning rate is halved for each of them.
+        Call it after a checkpoint was restored, because the checkpoint's own number is older.
         """
         self.rollbacks.assign(rollbacks)
         self.learning_rate_factor.assign(_LEARNING_RATE_FACTOR**rollbacks)

@@ -1,4 +1,4 @@
-"""Requests to stop."""
+"""Signals that ask a run to stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any
 
 
 class StopRequest:
-    """In this scope, SIGTERM and the first Ctrl-C only set `name`, for the run to end in order."""
+    """A scope in which SIGTERM and the first Ctrl-C set `name` instead of ending the process.
+
+    The run looks at `name` after each step, so it can save its state before it ends.
+
+    Attributes:
+      name: Name of the signal that arrived, such as `"SIGTERM"`, or None.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -22,7 +28,7 @@ class StopRequest:
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         del frame
         self.name = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one is obeyed at once
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the second Ctrl-C stops at once
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._outer.items():

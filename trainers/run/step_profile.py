@@ -1,4 +1,4 @@
-"""A trace of some steps by TensorFlow's profiler."""
+"""Traces of training steps with TensorFlow's profiler."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import tensorflow as tf
 
 
 class StepRange(NamedTuple):
-    """Steps by their numbers, which begin at 1."""
+    """A range of step numbers, which begin at 1; both ends are included."""
 
     first: int
     last: int
 
     @classmethod
     def parse(cls, text: str) -> StepRange:
-        """Reads `"100:110"`, both ends included.
+        """Reads a text such as `"100:110"`.
 
         Raises:
-          ValueError: for anything else, or if the last step comes before the first.
+          ValueError: if the text has another form, or the last step precedes the first.
         """
         match = re.fullmatch(r"(\d+):(\d+)", text)
         steps = cls(*map(int, match.groups())) if match else None
@@ -34,11 +34,11 @@ class StepRange(NamedTuple):
 
 
 class StepProfile:
-    """Traces a range of a run's steps; TensorBoard's profile plugin shows them.
+    """A trace of a range of steps, which TensorBoard's profile plugin shows.
 
     Args:
-      directory: of a run's event files.
-      steps: to trace; None: no step is.
+      directory: Directory of the run's event files.
+      steps: The steps to trace; with None, none is traced.
     """
 
     def __init__(self, directory: str, steps: StepRange | None):
@@ -48,7 +48,10 @@ class StepProfile:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """The scope of a step. The trace begins with the first and is written after the last."""
+        """Opens the scope of a step.
+
+        The trace begins with the first step of the range, and is written after the last one.
+        """
         steps = self._steps
         if not steps or not steps.first <= number <= steps.last:
             yield
@@ -62,7 +65,7 @@ class StepProfile:
             self.close()
 
     def close(self) -> None:
-        """Writes what was traced so far, if that has not been done."""
+        """Writes an unfinished trace; does nothing if there is none."""
         if self._running:
             self._running = False
             tf.profiler.experimental.stop()

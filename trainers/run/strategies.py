@@ -1,4 +1,4 @@
-"""Devices and workers of a run."""
+"""Distribution of a run over devices and workers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import tensorflow as tf
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The strategy of `train.strategy`; with several workers, before any computation.
+    """Creates the strategy that `train.strategy` names.
 
-    `auto` is all workers if TF_CONFIG names them, else all GPUs if there are several, else one
-    device.
+    `auto` uses all workers if TF_CONFIG lists them, otherwise all GPUs if there are several, and
+    otherwise one device. With several workers, call it before any computation.
 
     Raises:
-      ValueError: for an unknown name, or several workers without TF_CONFIG.
+      ValueError: if the name is unknown, or is `multi_worker` while TF_CONFIG is not set.
     """
     if name == "multi_worker" and not os.environ.get("TF_CONFIG"):
         raise ValueError(
@@ -34,7 +34,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one of the workers that prints and writes."""
+    """Returns whether this process is the worker that prints and writes files."""
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.task_type:
         return True

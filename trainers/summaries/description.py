@@ -1,4 +1,4 @@
-"""What a run is: its configuration, its model and its surroundings, for TensorBoard to show."""
+"""Descriptions of a run for TensorBoard: its configuration, model and software versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.model.nvae import NVAE
 from trainers.summaries.layout import group_name
 
-# Tag and name of what the table of runs compares, all of held-out images.
+# Tag and name of each metric in the table of runs; all are measured on held-out images.
 _METRICS = (
     ("loss/bits_per_dim", "bits per dimension"),
     ("loss/negative_elbo", "-ELBO, nats"),
@@ -27,7 +27,7 @@ _METRICS = (
 
 
 def hyperparameters(config: ExperimentConfig) -> dict[str, bool | int | float | str]:
-    """All fields of a configuration as values that TensorBoard's HParams know."""
+    """Returns all fields of a configuration as values that TensorBoard's HParams plugin accepts."""
     return {
         name: value if isinstance(value, (bool, int, float, str)) else str(value)
         for name, value in config.flat().items()
@@ -35,12 +35,12 @@ def hyperparameters(config: ExperimentConfig) -> dict[str, bool | int | float | 
 
 
 def write_hyperparameters(config: ExperimentConfig, workdir: str) -> None:
-    """Enters a run into the table of runs, by way of the default writer, which has its metrics.
+    """Enters a run into TensorBoard's table of runs, through the default summary writer.
 
     Args:
-      config: of the run.
-      workdir: of the run; its name is the trial's, together with four digits of its path, for runs
-        in different places may have the same name.
+      config: The run's configuration.
+      workdir: The run's workdir. Its name and four hexadecimal digits of a hash of its path make
+        the trial's name, because runs in different places may have the same name.
     """
     values = hyperparameters(config)
     hp.hparams_config(
@@ -53,7 +53,7 @@ def write_hyperparameters(config: ExperimentConfig, workdir: str) -> None:
 
 
 def configuration_tables(config: ExperimentConfig) -> str:
-    """The configuration as a Markdown table for each of its sections."""
+    """Returns a Markdown table for each section of the configuration."""
     sections: dict[str, list[tuple[str, str]]] = {}
     for path, value in config.flat().items():
         section, _, name = path.partition(".")
@@ -65,7 +65,7 @@ def configuration_tables(config: ExperimentConfig) -> str:
 
 
 def model_tables(model: NVAE) -> str:
-    """The model's parts with their parameters, and its latent groups, as Markdown tables."""
+    """Returns Markdown tables of the model's parts with their parameters, and of its groups."""
     layers: dict[str, set[str]] = {}
     sizes: dict[str, int] = {}
     for variable in model.trainable_variables:
@@ -96,7 +96,7 @@ def model_tables(model: NVAE) -> str:
 
 
 def surroundings_table(facts: dict[str, object]) -> str:
-    """Versions of what computes, and other facts of the run, as a Markdown table."""
+    """Returns a Markdown table of software versions, devices and the given facts."""
     versions = {
         "TensorFlow": tf.__version__,
         "Keras": keras.__version__,
@@ -108,6 +108,6 @@ def surroundings_table(facts: dict[str, object]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells without bars in them."""
+    """Returns a Markdown table; the cells must not contain `|`."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,4 +1,4 @@
-"""Event files that go on where a run goes on."""
+"""Reading of TensorBoard's event files, and continuing them when a run is resumed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PATTERN = "events.out.tfevents.*"
 
 
 def event_files(directory: str) -> list[str]:
-    """Paths of a directory's event files, in the order in which they were begun."""
+    """Returns the paths of a directory's event files, in the order of their creation."""
     return sorted(glob.glob(os.path.join(glob.escape(directory), _PATTERN)))
 
 
 def _events(path: str) -> Iterator[tf.compat.v1.Event]:
-    """The events of a file; one whose run was killed is read up to where its end is missing."""
+    """Yields the events of a file; if its end is damaged, the events before the damage."""
     records = tf.data.TFRecordDataset(path).as_numpy_iterator()
     while True:
         try:
@@ -31,15 +31,15 @@ def _events(path: str) -> Iterator[tf.compat.v1.Event]:
 
 
 def open_writer(directory: str, step: int) -> tf.summary.SummaryWriter:
-    """A writer for what comes after a step.
+    """Opens a writer for a run that continues after `step`.
 
-    A run that was killed has logged steps after its last checkpoint, which it will take again. They
-    are removed: readers would show both. (TensorBoard itself can be told, but only of summaries as
-    TensorFlow 1 wrote them.)
+    A run that was killed may have logged steps after its last checkpoint, and will repeat them.
+    The old events of these steps are removed, because readers would show both. (TensorBoard's own
+    mechanism for this handles summaries in the format of TensorFlow 1 only.)
 
     Args:
-      directory: of the event files; it need not exist.
-      step: the last one that counts.
+      directory: Directory of the event files. It is created if necessary.
+      step: The last step whose events are kept.
     """
     for path in event_files(directory):
         if any(event.step > step for event in _events(path)):
@@ -55,7 +55,11 @@ def _keep_until(path: str, step: int) -> None:
 
 
 def read_scalars(directory: str, prefix: str) -> dict[int, dict[str, float]]:
-    """Scalars whose tags begin with a prefix, by step, rising, and tag."""
+    """Reads the scalars whose tags begin with a prefix.
+
+    Returns:
+      For each step, in ascending order, the values by tag.
+    """
     steps: dict[int, dict[str, float]] = {}
     for path in event_files(directory):
         for event in _events(path):

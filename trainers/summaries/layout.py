@@ -1,4 +1,4 @@
-"""The page of custom charts: all groups at once, the bound's parts, the schedules."""
+"""The layout of TensorBoard's page of custom scalars, and the tags that it refers to."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from nvae_tf.config import ModelConfig
 
-MARGINS = ("negative_elbo", "reconstruction", "kl")  # drawn with what their means may miss
+MARGINS = ("negative_elbo", "reconstruction", "kl")  # drawn with the 95 % margins of their means
 
 
 def group_name(group: int) -> str:
-    """`group_00` for the lowest resolution, and so on: names that sort top-down."""
+    """Returns the group's name, `group_00` for the lowest resolution; names sort top-down."""
     return f"group_{group:02d}"
 
 
 def group_tag(quantity: str, group: int) -> str:
-    """Tag of a group's quantity, such as `kl/group_00`."""
+    """Returns the tag of a group's quantity, such as `kl/group_00`."""
     return f"{quantity}/{group_name(group)}"
 
 
 def margin_tags(name: str) -> tuple[str, str]:
-    """Tags of the lower and the upper end of the margin around `loss/<name>`."""
+    """Returns the tags of the lower and the upper end of the margin around `loss/<name>`."""
     return f"margin/{name}_lower", f"margin/{name}_upper"
 
 
 def chart_layout(config: ModelConfig) -> layout_pb2.Layout:
-    """Which tags share a chart on TensorBoard's page of custom scalars."""
+    """Returns the charts of TensorBoard's page of custom scalars, each with its tags."""
     groups = range(config.num_groups)
     scales = [
         _lines(

@@ -1,1 +1,1 @@
-"""TensorFlow Extended: training, examples and the gate of a pipeline."""
+"""Components of a TensorFlow Extended (TFX) pipeline: training and the gate before serving."""

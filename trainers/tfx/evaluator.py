@@ -1,6 +1,6 @@
-"""The gate of `trainers.tfx.gate` as a component of TFX pipelines. Needs TFX."""
+"""The gate of `trainers.tfx.gate` as a TFX component. This module needs TFX."""
 
-# Without annotations from __future__, for TFX reads them as objects.
+# TFX reads the annotations as objects, so this module does not import them from __future__.
 import os
 
 os.environ["TF_USE_LEGACY_KERAS"] = "0"  # see trainers/tfx/training.py
@@ -10,7 +10,7 @@ from tfx.components.evaluator import constants
 from tfx.utils import path_utils
 
 from nvae_tf.files import write_atomically
-from trainers.tfx.gate import judge
+from trainers.tfx.gate import compare_with_baseline
 
 _Model = tfx.types.standard_artifacts.Model
 _ModelRun = tfx.types.standard_artifacts.ModelRun
@@ -24,20 +24,20 @@ def BitsPerDimensionEvaluator(
     blessing: tfx.dsl.components.OutputArtifact[_ModelBlessing],
     baseline: tfx.dsl.components.InputArtifact[_Model] = None,
 ) -> None:
-    """Blesses a model that has no more bits per dimension than the baseline.
+    """Blesses a model if it has no more bits per dimension than the baseline.
 
-    It stands where TFX's own Evaluator would: Pusher and `LatestBlessedModelStrategy` read its
-    blessing. The figures are in `verdict.json` in the blessing's directory.
+    The component replaces TFX's own Evaluator: Pusher and `LatestBlessedModelStrategy` read its
+    blessing. The measurements are in `verdict.json` in the blessing's directory.
 
     Args:
-      model: that `trainers.tfx_module.run_fn` trained.
-      model_run: of that training; its held-out images are used.
-      blessing: written.
-      baseline: the last model blessed; without one, a finite value is enough.
+      model: The model that `trainers.tfx_module.run_fn` trained.
+      model_run: The workdir of the training, whose held-out images are used.
+      blessing: The blessing to write.
+      baseline: The last blessed model. Without one, a finite number of bits per dimension suffices.
     """
     candidate = path_utils.serving_model_path(model.uri)
     served = path_utils.serving_model_path(baseline.uri) if baseline else None
-    verdict = judge(candidate, model_run.uri, served)
+    verdict = compare_with_baseline(candidate, model_run.uri, served)
     os.makedirs(blessing.uri, exist_ok=True)
     write_atomically(os.path.join(blessing.uri, "verdict.json"), verdict.to_json())
     blessed = verdict.blessed

@@ -1,8 +1,8 @@
-"""A pipeline's tf.Examples, as files that `nvae_tf.data` reads.
+"""Copies of a pipeline's tf.Examples in files that `nvae_tf.data` reads.
 
-TFX hands examples over through a *data accessor*, whatever the format of its files. The images are
-copied out of it once, so that a run on them is one like any other: it can be resumed exactly, and
-evaluated after the pipeline's own files are gone.
+TFX passes examples through a *data accessor*, which hides the format of its files. The images are
+copied once, so the run can be resumed exactly, and evaluated after the pipeline's own files are
+gone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import tensorflow as tf
 
 from nvae_tf.files import new_file
 
-_ROWS = 256  # read at a time
+_ROWS = 256  # records that are read at a time
 
 
 class RecordBatchesOptions(NamedTuple):
-    """The fields of `tfx_bsl.tfxio.RecordBatchesOptions`: every record once, in order."""
+    """A copy of `tfx_bsl.tfxio.RecordBatchesOptions`, by default every record once, in order."""
 
     batch_size: int = _ROWS
     drop_final_batch: bool = False
@@ -31,20 +31,20 @@ class RecordBatchesOptions(NamedTuple):
 
 
 class RecordBatch(Protocol):
-    """What is used of a `pyarrow.RecordBatch`."""
+    """The method of `pyarrow.RecordBatch` that this module uses."""
 
     def to_pydict(self) -> dict[str, list[Any]]:
-        """Column name to one list of values, or None, per row."""
+        """Returns, for each column's name, a list of values or None for each row."""
 
 
 class DataAccessor(Protocol):
-    """What is used of `tfx.components.DataAccessor`."""
+    """The property of `tfx.components.DataAccessor` that this module uses."""
 
     @property
     def record_batch_factory(
         self,
     ) -> Callable[[list[str], RecordBatchesOptions, Any], Iterable[RecordBatch]]:
-        """From file patterns, options and a schema (or None) to batches of records."""
+        """A function from file patterns, options and a schema (or None) to batches of records."""
 
 
 def copy_images(
@@ -54,19 +54,19 @@ def copy_images(
     path: str,
     limit: int | None = None,
 ) -> None:
-    """Writes one feature of a split's records to a TFRecord file, which appears whole.
+    """Copies one feature of a split's records to a TFRecord file of tf.Example.
 
-    Nothing is read if the file is there already.
+    The file appears complete or not at all. If it exists, nothing is read.
 
     Args:
-      accessor: reads the pipeline's files.
-      patterns: of these files.
-      feature: name of the feature that holds the image.
-      path: of the TFRecord file of tf.Example; its directory is made if need be.
-      limit: only the first so many records.
+      accessor: Reads the pipeline's files.
+      patterns: Patterns of the files' paths.
+      feature: Name of the feature that holds the image.
+      path: Path of the TFRecord file. Its directory is created if necessary.
+      limit: The number of records to copy, from the start; None for all.
 
     Raises:
-      ValueError: if no record has the feature.
+      ValueError: if the records do not have the feature.
     """
     if os.path.exists(path):
         return

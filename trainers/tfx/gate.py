@@ -1,8 +1,8 @@
-"""Whether a model may be served in place of another: no more bits per dimension on the same images.
+"""The gate before serving: a new model must not have more bits per dimension than the baseline.
 
-Both are measured as they would be served, by the `log_likelihood` signature of their SavedModels,
-with the same draws. Numbers that the trainings reported would be of different images, once the
-pipeline's examples have changed.
+Both models are measured as they would be served, by the `log_likelihood` signature of their
+SavedModels, on the same images and with the same draws. The numbers that their trainings reported
+would not be comparable if the pipeline's examples have changed in between.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ _SIGNATURE = "log_likelihood"
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was measured; `blessed` follows from it."""
+    """The measurements of a new model and its baseline, and the decision that follows."""
 
-    bits_per_dim: float  # of the candidate
-    baseline_bits_per_dim: float | None  # None: there was no baseline
+    bits_per_dim: float  # of the new model
+    baseline_bits_per_dim: float | None  # None if there was no baseline
     num_images: int
 
     @property
     def blessed(self) -> bool:
-        """Whether the candidate is finite, and no worse than the baseline."""
+        """Whether the new model's bits per dimension are finite and not above the baseline's."""
         if not math.isfinite(self.bits_per_dim):
             return False
         baseline = self.baseline_bits_per_dim
         return baseline is None or self.bits_per_dim <= baseline
 
     def to_json(self) -> str:
-        """As text, `blessed` included."""
+        """Returns the fields and `blessed` as JSON text."""
         return json.dumps({"blessed": self.blessed, **dataclasses.asdict(self)}, indent=2) + "\n"
 
 
-def judge(model: str, run: str, baseline: str | None) -> Verdict:
-    """Measures a model, and the one it would replace.
+def compare_with_baseline(model: str, run: str, baseline: str | None) -> Verdict:
+    """Measures a new model and its baseline on the same held-out images.
 
     Args:
-      model: the candidate's SavedModel, from `run_fn`.
-      run: the workdir of its training, whose held-out images both are measured on.
-      baseline: the other SavedModel, from `run_fn` too; or None.
+      model: The new SavedModel, written by `run_fn`.
+      run: The workdir of its training, which gives the held-out images.
+      baseline: The SavedModel that would be replaced, also written by `run_fn`; or None.
 
     Raises:
-      ValueError: if the two do not predict the same thing, so that one number says nothing about
-        the other, or a model has no `log_likelihood` signature.
+      ValueError: if the models' images differ in shape, padding, likelihood or bits, so that their
+        bits per dimension are not comparable, or a model has no `log_likelihood` signature.
     """
     if baseline:
         _check_comparable(model, baseline)
@@ -68,12 +68,16 @@ def judge(model: str, run: str, baseline: str | None) -> Verdict:
 
 
 def measured_bits_per_dim(saved_model: str, images: np.ndarray) -> float:
-    """Mean of `bits_per_dim` over images (N, h, w, C) uint8, with one fixed draw each.
+    """Returns a SavedModel's mean bits per dimension, from one draw with a fixed seed per image.
+
+    Args:
+      saved_model: Directory of the SavedModel.
+      images: (N, h, w, C) uint8.
 
     Raises:
       ValueError: if the SavedModel has no signature `log_likelihood`.
     """
-    loaded = tf.saved_model.load(saved_model)  # the signatures live no longer than it does
+    loaded = tf.saved_model.load(saved_model)  # kept, because the signatures do not keep it alive
     if _SIGNATURE not in loaded.signatures:
         raise ValueError(
             f"{saved_model!r} cannot be measured: it has no signature {_SIGNATURE!r}, but "
@@ -91,7 +95,7 @@ def measured_bits_per_dim(saved_model: str, images: np.ndarray) -> float:
 
 
 def _check_comparable(model: str, baseline: str) -> None:
-    ours, theirs = map(_kind, (model, baseline))
+    ours, theirs = map(_image_format, (model, baseline))
     differences = [
         f"{name} {theirs[name]!r} there, {value!r} here"
         for name, value in ours.items()
@@ -104,8 +108,8 @@ def _check_comparable(model: str, baseline: str) -> None:
         )
 
 
-def _kind(saved_model: str) -> dict[str, Any]:
+def _image_format(saved_model: str) -> dict[str, Any]:
     manifest = read_manifest(saved_model)
     if manifest is None:
         raise ValueError(f"{saved_model!r} has no manifest: trainers.tfx_module did not write it.")
-    return manifest.kind
+    return manifest.image_format

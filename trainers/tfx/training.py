@@ -1,7 +1,7 @@
-"""`run_fn` for TFX's Trainer: from a pipeline's tf.Examples to a SavedModel.
+"""The `run_fn` of TFX's Trainer, which trains on a pipeline's tf.Examples. See docs/tfx.md.
 
-`Trainer(run_fn="trainers.tfx_module.run_fn", custom_config={"preset": ...}, ...)`. TFX itself is
-not imported: anything with the attributes of `FnArgs` will do.
+A pipeline uses it as `Trainer(run_fn="trainers.tfx_module.run_fn", custom_config={"preset": ...})`.
+This module does not import TFX: `run_fn` accepts any object with the attributes of `FnArgs`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-# tensorflow_transform, which TFX imports, turns Keras 2 on for the whole process. TensorFlow reads
-# the variable late, so this is in time even if TFX was imported before.
+# TFX imports tensorflow_transform, which selects Keras 2 for the whole process. TensorFlow reads
+# the variable late, so setting it here works even if TFX was imported before.
 os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
 from export.manifest import run_manifest
@@ -28,8 +28,8 @@ from trainers.tfx.examples import DataAccessor, copy_images
 
 TRAIN_SPLIT, EVAL_SPLIT = "train", "eval"
 _CUSTOM_KEYS = ("preset", "overrides")
-_TFX_KEYS = "ai_platform_"  # what TFX's own runners keep in custom_config begins so
-_TUNER_KEYS = "tuner/"  # what Keras Tuner's Hyperband adds to the values
+_TFX_KEYS = "ai_platform_"  # prefix of the keys that TFX's own runners put into custom_config
+_TUNER_KEYS = "tuner/"  # prefix of the keys that Keras Tuner's Hyperband adds to the values
 _FROM_PIPELINE = (
     "data.name",
     "data.data_dir",
@@ -38,16 +38,16 @@ _FROM_PIPELINE = (
     "data.test_fraction",
     "data.split_seed",
 )
-_RUN = "Run"  # beside Format-Serving, in the Model artifact
+_RUN = "Run"  # directory beside Format-Serving, in the Model artifact
 
 
 class FnArgs(Protocol):
-    """What is used of `tfx.components.FnArgs`."""
+    """The attributes of `tfx.components.FnArgs` that this module uses."""
 
-    train_files: Sequence[str]  # patterns
-    eval_files: Sequence[str]
+    train_files: Sequence[str]  # patterns of paths
+    eval_files: Sequence[str]  # patterns of paths
     data_accessor: DataAccessor
-    train_steps: int | None  # None: as the configuration says
+    train_steps: int | None  # None: the configuration's number of steps
     eval_steps: int | None  # batches of train.global_batch_size; None: all images
     model_run_dir: str
     serving_model_dir: str
@@ -57,18 +57,19 @@ class FnArgs(Protocol):
 
 
 def run_fn(fn_args: FnArgs) -> None:
-    """Trains on the pipeline's examples and leaves a SavedModel.
+    """Trains on the pipeline's examples, and exports a SavedModel.
 
-    `model_run_dir` becomes the workdir of the run, with its configuration, checkpoints, TensorBoard
-    files, `evaluation.json` and, in `examples`, a copy of the images: every program of this package
-    works on it. `serving_model_dir` becomes a SavedModel with all signatures and the evaluation in
-    its manifest. Beside it, in `Run`, are the configuration and the weights for a warm start.
+    `model_run_dir` becomes the run's workdir, which all programs of this package accept: it holds
+    the configuration, checkpoints, TensorBoard files, `evaluation.json` and, in `examples`, a copy
+    of the images. `serving_model_dir` becomes a SavedModel with all signatures and with the
+    evaluation in its manifest. The directory `Run` beside it holds the configuration and the
+    weights, from which a later training can start.
 
     Raises:
-      ValueError: before anything is written, for a configuration that is not allowed or a base
-        model that does not fit; before the training, for images that do not fit.
-      FileNotFoundError: if `base_model` was not trained here.
-      RuntimeError: if the training was stopped by a signal; nothing is exported.
+      ValueError: if the configuration is not allowed or the base model does not fit (raised before
+        anything is written), or the images do not fit (raised before the training).
+      FileNotFoundError: if `base_model` was not trained by this function.
+      RuntimeError: if a signal stopped the training. Nothing is exported then.
     """
     for name in ("model_run_dir", "serving_model_dir"):
         _check_local(name, getattr(fn_args, name))
@@ -93,12 +94,12 @@ def run_fn(fn_args: FnArgs) -> None:
 
 
 def requested_config(fn_args: FnArgs) -> ExperimentConfig:
-    """What to train: the preset, changed by overrides, hyperparameters and the Trainer's steps.
+    """Returns the preset, changed by the overrides, the hyperparameters and the Trainer's steps.
 
-    The later wins. The images are those that `run_fn` copies.
+    Later changes take precedence. The data set is the copy of the images that `run_fn` makes.
 
     Raises:
-      ValueError: for an unknown key, preset or field, or a value that is not allowed.
+      ValueError: if a key, preset or field is unknown, or a value is not allowed.
     """
     custom = fn_args.custom_config or {}
     unknown = [key for key in custom if key not in _CUSTOM_KEYS and not key.startswith(_TFX_KEYS)]
@@ -135,7 +136,7 @@ def requested_config(fn_args: FnArgs) -> ExperimentConfig:
 
 
 def run_beside(saved_model: str) -> str:
-    """Where `run_fn` keeps configuration and weights of a SavedModel that it left."""
+    """Returns the directory where `run_fn` keeps the configuration and weights of a SavedModel."""
     return os.path.join(os.path.dirname(os.path.normpath(saved_model)), _RUN)
 
 
@@ -149,7 +150,7 @@ def _fields(where: str, values: Any) -> dict[str, Any]:
 
 
 def _tuned(hyperparameters: dict[str, Any] | None) -> dict[str, Any]:
-    """Fields out of what `keras_tuner.HyperParameters.get_config` returns."""
+    """Returns the fields in a dictionary from `keras_tuner.HyperParameters.get_config`."""
     if hyperparameters is None:
         return {}
     if "values" not in hyperparameters:
@@ -170,11 +171,11 @@ def _check_local(name: str, path: str) -> None:
 
 
 def _base_run(base_model: str, config: ExperimentConfig) -> Workdir:
-    """The workdir whose weights to start from.
+    """Returns the workdir that holds the weights of a base model.
 
     Args:
-      base_model: a SavedModel that `run_fn` left, as TFX passes it, or a workdir.
-      config: of the run to come.
+      base_model: A SavedModel that `run_fn` exported, as TFX passes it, or a workdir.
+      config: The new run's configuration, whose model must be the same.
     """
     _check_local("base_model", base_model)
     places = (base_model, run_beside(base_model))

@@ -1,4 +1,4 @@
-"""TFP distributions of the latent groups and of images."""
+"""TensorFlow Probability distributions over the latent groups and over images."""
 
 from nvae_tf.model.distributions.likelihoods import (
     ImageDistribution,

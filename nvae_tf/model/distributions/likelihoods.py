@@ -1,4 +1,4 @@
-"""From the image head's output to a distribution over images (SPEC section 4)."""
+"""Distributions over images, from the output of the image head. See docs/model.md, Likelihoods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nvae_tf.model.distributions.residual_normal import ResidualNormal
 
 
 def num_likelihood_parameters(config: ModelConfig) -> int:
-    """Channels of the image head."""
+    """Returns the number of parameters per pixel, which the image head has as channels."""
     channels = config.image_shape[-1]
     if config.likelihood == "bernoulli":
         return channels
@@ -25,11 +25,11 @@ def num_likelihood_parameters(config: ModelConfig) -> int:
 
 
 def pixel_distribution(config: ModelConfig, logits: tf.Tensor) -> tfd.Distribution:
-    """Distribution over the channels of every pixel.
+    """Returns a distribution over the channels of every pixel.
 
     Args:
-      config: likelihood, channels and bits.
-      logits: (B, H, W, P) of the image head.
+      config: Gives the likelihood, the channels and the number of bits.
+      logits: The image head's output (B, H, W, P).
 
     Returns:
       A distribution with batch shape (B, H, W) and event shape (C,), over values in [0, 1].
@@ -46,10 +46,10 @@ def pixel_distribution(config: ModelConfig, logits: tf.Tensor) -> tfd.Distributi
 
 
 class PixelNormal(ResidualNormal):
-    """The normal decoder: a `ResidualNormal` of 2 x - 1, for values x in [0, 1].
+    """A normal distribution of 2 x - 1 for each value x in [0, 1] of an image.
 
-    `log_prob` is the density of 2 x - 1, as in the published models; samples and the mean are
-    clipped to [0, 1].
+    `log_prob` is the density of 2 x - 1, not of x, as in the paper's released code. Samples and
+    the mean are clipped to [0, 1].
     """
 
     def __init__(self, loc_raw: tf.Tensor, log_scale_raw: tf.Tensor, name: str = "PixelNormal"):
@@ -76,13 +76,13 @@ def _to_unit_interval(x: tf.Tensor) -> tf.Tensor:
 
 
 class ImageDistribution(tfd.Distribution):
-    """A distribution over images in [0, 1], of independent pixels, whose border may be padding.
+    """A distribution over images in [0, 1] with independent pixels and an optional padded border.
 
-    `log_prob` counts the real pixels only; samples and means have the padded size.
+    `log_prob` leaves out the border. Samples and means have the padded size.
 
     Args:
-      pixels: distribution with batch shape (B, H, W) and event shape (C,).
-      padding: width of the border that does not count.
+      pixels: A distribution with batch shape (B, H, W) and event shape (C,).
+      padding: Width of the border, in pixels.
     """
 
     def __init__(
@@ -132,5 +132,10 @@ class ImageDistribution(tfd.Distribution):
 
 
 def image_distribution(config: ModelConfig, logits: tf.Tensor) -> ImageDistribution:
-    """Distribution over images (B, H, W, C) in [0, 1], from the image head's (B, H, W, P)."""
+    """Returns a distribution over images (B, H, W, C) in [0, 1].
+
+    Args:
+      config: Gives the likelihood, the channels, the number of bits and the padding.
+      logits: The image head's output (B, H, W, P).
+    """
     return ImageDistribution(pixel_distribution(config, logits), config.padding)

@@ -1,4 +1,4 @@
-"""The discretised mixture of logistics over the channels of a pixel (SPEC section 4)."""
+"""The mixture of discretised logistics over a pixel's channels. See docs/model.md, Likelihoods."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 
 _MIN_LOG_SCALE = -7.0
-_MIN_MASS = 1e-5  # of a bin; below it the density at the bin's centre stands for the mean density
+_MIN_MASS = 1e-5  # of a bin; below it, the mass is approximated by density times width
 _UNIFORM_MARGIN = 1e-5
 
 
 def num_coefficients(num_channels: int) -> int:
-    """Coefficients stored per channel, so that every channel can depend on all before it.
+    """Returns the number of coefficients that are stored for each channel.
 
-    C channels need C (C - 1) / 2; they are spread evenly, and an even C leaves some unused.
+    For every channel to depend on all before it, C channels need C (C - 1) / 2 coefficients. They
+    are spread evenly over the channels; with an even C some stay unused.
     """
     return num_channels // 2
 
 
 def num_logistic_mixture_parameters(num_channels: int, num_mixtures: int) -> int:
-    """Parameters per pixel: 3 M for one channel, 10 M for three."""
+    """Returns the number of parameters per pixel: 3 M for one channel, 10 M for three."""
     return num_mixtures * (1 + num_channels * (2 + num_coefficients(num_channels)))
 
 
 class DiscretizedLogisticMixture(tfd.Distribution):
-    """A mixture of discretised logistics over one pixel's C channels, values in [0, 1].
+    """A mixture of discretised logistics over a pixel's C channels, with values in [0, 1].
 
     Within a mixture component the channels are autoregressive: on values scaled to [-1, 1],
 
@@ -36,13 +37,13 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     ```
 
     with F the logistic function. The lowest bin reaches to -∞, and bins whose centre exceeds 0.99
-    reach to +∞. With 8 bits those are the two highest, 254 and 255, as in the published models:
-    there the mass of 255 counts twice, and the probabilities of all values sum to 1 + P(255). With
-    7 bits or fewer they sum to 1.
+    reach to +∞. With 8 bits these are the two highest, 254 and 255, as in the paper's released
+    code. The mass of 255 then counts twice, and the probabilities of all values sum to
+    1 + P(255). With 7 bits or fewer they sum to 1.
 
-    `parameters` holds, along its last axis, M mixture logits and then, by channel, [means (M),
-    log-scales (M), coefficients (M) × ⌊C/2⌋]. The coefficients k_10, k_20, k_21, k_30, … are those
-    of channel 0, 1, 2, … in this order; one channel has none.
+    The last axis of `params` holds M mixture logits and then, for each channel, M means, M
+    log-scales and ⌊C/2⌋ blocks of M coefficients. Read channel by channel, the blocks hold k_10,
+    k_20, k_21, k_30, … in this order. A single channel has no coefficients.
 
     #### References
 
@@ -62,16 +63,16 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         """Builds the distribution.
 
         Args:
-          params: (..., `num_logistic_mixture_parameters(C, M)`), float32.
+          params: (..., P) float32, with P = `num_logistic_mixture_parameters(C, M)`.
           num_channels: C, the size of an event.
-          num_mixtures: M.
-          num_bits: the values are k / (2^num_bits - 1).
-          validate_args: as for every TFP distribution.
-          allow_nan_stats: as for every TFP distribution.
-          name: as for every TFP distribution.
+          num_mixtures: M, the number of mixture components.
+          num_bits: The values are k / (2^num_bits - 1).
+          validate_args: See `tfd.Distribution`.
+          allow_nan_stats: See `tfd.Distribution`.
+          name: See `tfd.Distribution`.
 
         Raises:
-          ValueError: if the last axis of `params` has another size.
+          ValueError: if the size of the last axis of `params` is not P.
         """
         parameters = dict(locals())
         expected = num_logistic_mixture_parameters(num_channels, num_mixtures)
@@ -121,7 +122,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     def _conditional_mean(
         self, channel: int, means: tf.Tensor, coefficients: list, previous: list
     ) -> tf.Tensor:
-        """Mean of a channel given the values of those before it, in [-1, 1]."""
+        """Returns the mean of a channel given the previous channels' values in [-1, 1]."""
         first = channel * (channel - 1) // 2
         mean = means[..., channel, :]
         for index, value in enumerate(previous):
@@ -146,7 +147,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         centre = inverse_scale * centred
         mass = _logistic(upper) - _logistic(lower)
         log_density = centre - log_scale - 2 * tf.nn.softplus(centre)
-        # Both branches of a tf.where get gradients, so neither may be infinite anywhere.
+        # tf.where passes gradients to both branches, so neither may be infinite anywhere.
         log_mass = tf.where(
             mass > _MIN_MASS,
             tf.math.log(tf.maximum(mass, 1e-10)),
@@ -186,7 +187,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         return self._chain(means[..., None], coefficients, tf.zeros_like(means))
 
     def _chain(self, means: tf.Tensor, coefficients: list, noise: tf.Tensor) -> tf.Tensor:
-        """Values in [0, 1], channel after channel, each from those before it."""
+        """Computes the channels' values in [0, 1] one after the other, each from those before."""
         values: list[tf.Tensor] = []
         for c in range(self._num_channels):
             mean = self._conditional_mean(c, means, coefficients, values)
@@ -200,9 +201,10 @@ class DiscretizedLogisticMixture(tfd.Distribution):
 
 
 def _logistic(x: tf.Tensor) -> tf.Tensor:
-    """The logistic function, whose differences agree with the reference's to float32.
+    """Computes the logistic function to full float32 precision.
 
     `tf.sigmoid` is an approximation, and the difference of two close values magnifies its error.
-    Beyond the bounds the function is flat in float32; without them the gradient would be inf/inf.
+    The function is flat in float32 beyond the bounds of the clipping; without clipping the
+    gradient would be inf / inf there.
     """
     return 1 / (1 + tf.exp(-tf.clip_by_value(x, -80.0, 80.0)))

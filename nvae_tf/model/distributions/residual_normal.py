@@ -1,4 +1,4 @@
-"""The normal distributions of the latent groups (SPEC section 4; paper section 3.2, equation 2)."""
+"""The normal distributions of the latent groups (paper, section 3.2 and equation 2)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def soft_clamp(x: tf.Tensor) -> tf.Tensor:
-    """5 tanh(x / 5): the identity near 0, never beyond -5 and 5."""
+    """Computes 5 tanh(x / 5), which is nearly x around 0 and stays between -5 and 5."""
     return _CLAMP * tf.tanh(x / _CLAMP)
 
 
 class ResidualNormal(tfd.Distribution):
-    """A normal whose parameters are given relative to those of another one.
+    """A normal distribution whose parameters are offsets from those of another one.
 
-    With `c(a) = 5 tanh(a / 5)`,
+    With the soft clamp `c(a) = 5 tanh(a / 5)`, its mean and standard deviation are
 
     ```none
     loc   = c(loc_raw + delta_loc)
     scale = temperature (exp(c(log_scale_raw + delta_log_scale)) + 0.01)
     ```
 
-    Without deltas it is the prior of a group; with the deltas that the encoder predicts, its
-    posterior. In the paper's notation (no clamp, no offset) their KL divergence is
-    `½ (Δμ²/σ² + Δσ² − log Δσ² − 1)`; here it is the general one of two normals.
+    Without deltas it is the prior of a group; with the deltas that the encoder predicts, it is the
+    posterior. The paper has neither the clamp nor the floor of 0.01, and its KL divergence is
+    `½ (Δμ²/σ² + Δσ² − log Δσ² − 1)`. Here the KL divergence is the general one of two normals.
 
     #### Examples
 
@@ -56,14 +56,14 @@ class ResidualNormal(tfd.Distribution):
         """Builds the distribution.
 
         Args:
-          loc_raw: mean before the clamp, any shape, float32.
-          log_scale_raw: logarithm of the scale before clamp and offset, same shape.
-          delta_loc: what the posterior adds to `loc_raw`; None: nothing.
-          delta_log_scale: what the posterior adds to `log_scale_raw`; None: nothing.
-          temperature: multiplies the scale; broadcasts.
-          validate_args: as for every TFP distribution.
-          allow_nan_stats: as for every TFP distribution.
-          name: as for every TFP distribution.
+          loc_raw: The mean before the clamp, float32 of any shape.
+          log_scale_raw: The logarithm of the scale before the clamp and the floor, same shape.
+          delta_loc: The posterior's offset from `loc_raw`; None for 0.
+          delta_log_scale: The posterior's offset from `log_scale_raw`; None for 0.
+          temperature: Multiplies the scale, with broadcasting.
+          validate_args: See `tfd.Distribution`.
+          allow_nan_stats: See `tfd.Distribution`.
+          name: See `tfd.Distribution`.
         """
         parameters = dict(locals())
         with tf.name_scope(name):
@@ -95,12 +95,12 @@ class ResidualNormal(tfd.Distribution):
 
     @property
     def loc(self) -> tf.Tensor:
-        """Mean, after the clamp."""
+        """The mean, after the clamp."""
         return self._loc
 
     @property
     def scale(self) -> tf.Tensor:
-        """Standard deviation, temperature included."""
+        """The standard deviation, multiplied by the temperature."""
         return self._scale
 
     def _event_shape(self):
@@ -128,7 +128,7 @@ class ResidualNormal(tfd.Distribution):
 
 @tfd.RegisterKL(ResidualNormal, ResidualNormal)
 def _kl_residual_normal(a: ResidualNormal, b: ResidualNormal, name: str | None = None) -> tf.Tensor:
-    """KL(a || b), elementwise."""
+    """Computes KL(a || b) elementwise."""
     with tf.name_scope(name or "kl_residual_normal"):
         difference = (a.loc - b.loc) / b.scale
         ratio = a.scale / b.scale

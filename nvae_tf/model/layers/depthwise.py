@@ -1,21 +1,28 @@
-"""Depthwise convolution whose filter gradient is fast on CPUs."""
+"""A depthwise convolution with a fast filter gradient on CPUs."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-# Values of the images that one operation of the filter gradient treats: they stay in the cache.
+# Number of image values per operation of the filter gradient, few enough for the CPU's cache.
 _BLOCK = 65536
-# In TensorFlow 2.16 the forward pass does not return for kernels of a whole image; 2.21 is tested.
+# In TensorFlow 2.16 the forward pass hangs for kernels as large as an image; 2.21 is tested.
 _LARGE_KERNELS_WORK = tuple(map(int, tf.__version__.split(".")[:2])) >= (2, 21)
 
 
 def depthwise_convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """Convolves each channel of (B, H, W, C) with its own kernel, (k, k, C, 1), padded with zeros.
+    """Convolves each channel with a kernel of its own, with zero padding.
 
     TensorFlow's filter gradient for CPUs is several times slower than its forward pass
-    (`benchmarks/depthwise.py`), but the filter gradient is a forward pass as well: of the images,
-    with the output's gradients as kernels as large as they are.
+    (`benchmarks/depthwise.py`). The filter gradient is itself a forward pass over the images with
+    the output's gradients as kernels, so on CPUs it is computed as one.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (k, k, C, 1).
+
+    Returns:
+      (B, H, W, C).
     """
     on_gpu = bool(tf.config.list_logical_devices("GPU"))
     if on_gpu or not _LARGE_KERNELS_WORK or not x.shape.is_fully_defined():
@@ -42,10 +49,10 @@ def _native(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME")
 
 
-# A function of its own in the graph, instead of the same hundred operations for every layer.
+# As a function of the graph, its hundred operations are not repeated for every layer.
 @tf.function(autograph=False, experimental_attributes={"_noinline": True})
 def _filter_gradient(x: tf.Tensor, dy: tf.Tensor, size: int) -> tf.Tensor:
-    """Gradient (k, k, C, 1) from images and output gradients (B, H, W, C)."""
+    """Computes the kernel's gradient (k, k, C, 1) from x and dy, both (B, H, W, C)."""
     batch, height, width, channels = x.shape
     largest = max(_BLOCK // (height * width * channels), 1)
     block = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= largest)
@@ -66,6 +73,6 @@ def _filter_gradient(x: tf.Tensor, dy: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _images_as_channels(x: tf.Tensor) -> tf.Tensor:
-    """(b, H, W, C) as (H, W, b C)."""
+    """Moves the batch axis of (b, H, W, C) into the channels: (H, W, b C)."""
     batch, height, width, channels = x.shape
     return tf.reshape(tf.transpose(x, [1, 2, 0, 3]), [height, width, batch * channels])

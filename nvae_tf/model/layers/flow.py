@@ -1,4 +1,4 @@
-"""The volume-preserving inverse-autoregressive flow of the posterior (SPEC section 5)."""
+"""The volume-preserving inverse autoregressive flow of the posterior (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ _EXPANSION = 6
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class AutoregressiveCell(keras.layers.Layer):
-    """`z - mu(z)`, where each value of mu depends only on values of z before it.
+    """A layer that computes `z - mu(z)`; each value of mu depends on earlier values of z only.
 
-    The order is that of pixels (rows from the top, then columns), then channels; `mirror` reverses
-    the pixels. The Jacobian is triangular with ones on its diagonal, so the log-determinant is 0.
-    Shapes are (B, H, W, C), float32.
+    Values are ordered by pixel (rows from the top, then columns) and then by channel; `mirror`
+    reverses the order of the pixels. The Jacobian is triangular with ones on its diagonal, so the
+    log-determinant is 0. Input and output are (B, H, W, C) float32.
+
+    Args:
+      mirror: Whether the order of the pixels is reversed.
     """
 
     def __init__(self, mirror: bool, **kwargs):
@@ -44,7 +47,7 @@ class AutoregressiveCell(keras.layers.Layer):
         self.built = True
 
     def mean(self, z: tf.Tensor) -> tf.Tensor:
-        """mu(z), the shift of every value given those before it."""
+        """Computes mu(z), the shift of every value given those before it."""
         x = tf.nn.elu(self.expand(z))
         x = tf.nn.elu(tf.nn.elu(self.spatial(x)))
         return self.shift(x)
@@ -53,10 +56,14 @@ class AutoregressiveCell(keras.layers.Layer):
         return z - self.mean(z)
 
     def inverse(self, z: tf.Tensor, tolerance: float = 1e-6) -> tf.Tensor:
-        """The input whose image under the cell is z.
+        """Returns the x for which the cell's output is z.
 
-        Iterates x = z + mu(x). Each pass makes at least one more value of the order exact, so it
-        ends; in practice the values converge long before the order is through.
+        The iteration x = z + mu(x) makes at least one more value exact in each pass, so it ends
+        after H W C passes. In practice it converges much earlier.
+
+        Args:
+          z: (B, H, W, C).
+          tolerance: The iteration stops when no value changes by more than this.
         """
         limit = tf.reduce_prod(tf.shape(z)[1:])
 
@@ -77,10 +84,10 @@ class AutoregressiveCell(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
 class AutoregressiveFlow(keras.layers.Layer):
-    """Pairs of autoregressive cells, the second of each pair with the pixels in reverse order.
+    """A chain of pairs of autoregressive cells, the second of each pair with mirrored pixels.
 
     Args:
-      num_pairs: `num_nf` of the paper's options.
+      num_pairs: Number of pairs; `num_nf` in the configuration.
     """
 
     def __init__(self, num_pairs: int, **kwargs):
@@ -103,7 +110,7 @@ class AutoregressiveFlow(keras.layers.Layer):
         return z
 
     def inverse(self, z: tf.Tensor, tolerance: float = 1e-6) -> tf.Tensor:
-        """The posterior's own sample, from what the flow made of it."""
+        """Returns the input for which the flow's output is z; see `AutoregressiveCell.inverse`."""
         for cell in reversed(self.cells):
             z = cell.inverse(z, tolerance)
         return z

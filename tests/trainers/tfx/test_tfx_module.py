@@ -28,7 +28,7 @@ from tests.trainers.tfx.stand_ins import (
 from trainers.tfx import gate as tfx_gate
 from trainers.tfx import training
 from trainers.tfx.examples import copy_images
-from trainers.tfx.gate import Verdict, judge, measured_bits_per_dim
+from trainers.tfx.gate import Verdict, compare_with_baseline, measured_bits_per_dim
 from trainers.tfx_module import requested_config, run_fn
 
 TRAIN_IMAGES, EVAL_IMAGES, BATCH = 20, 12, 4
@@ -322,7 +322,9 @@ def test_both_models_are_measured_on_the_same_images(trained, images, monkeypatc
     monkeypatch.setattr(tfx_gate, "measured_bits_per_dim", measure)
     model = trained.serving_model_dir
     baseline = f"{model}/../Format-Serving"
-    assert judge(model, trained.model_run_dir, baseline) == Verdict(1.0, 2.0, 2 * BATCH)
+    assert compare_with_baseline(model, trained.model_run_dir, baseline) == Verdict(
+        1.0, 2.0, 2 * BATCH
+    )
     assert [path for path, _ in measured] == [model, baseline]
     for _, those in measured:
         np.testing.assert_array_equal(those, images[TRAIN_IMAGES:][: 2 * BATCH])
@@ -350,7 +352,7 @@ def test_models_of_other_images_are_not_compared(trained, tmp_path):
     manifest["config"]["model"] |= {"likelihood": "normal", "num_x_bits": 8}
     path.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="likelihood 'normal' there, 'bernoulli' here; num_x_bits"):
-        judge(trained.serving_model_dir, trained.model_run_dir, str(other))
+        compare_with_baseline(trained.serving_model_dir, trained.model_run_dir, str(other))
 
 
 def test_a_model_that_cannot_be_measured_is_named(images, tmp_path):
