@@ -14,9 +14,11 @@ setup(
     license_files=["LICENSE", "nvae_tf/data/embedded/LICENSE"],
     packages=find_packages(include=["nvae_tf*", "trainers*", "export*"]),
     package_data={
+        "nvae_tf": ["py.typed"],
         "nvae_tf.evaluation": ["model_card_template.md"],
         "nvae_tf.data": ["embedded/*"],
-        "export": ["serving/*"],
+        "export": ["py.typed", "serving/*"],
+        "trainers": ["py.typed"],
     },
     python_requires=">=3.10,<3.13",
     install_requires=[
