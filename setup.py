@@ -51,6 +51,7 @@ setup(
         "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"],
         "dev": [
             "hypothesis>=6.100",
+            "import-linter>=2.0",
             "mypy>=1.10",
             "pre-commit>=3.5",
             "pytest>=8.0",
