@@ -14,9 +14,11 @@ setup(
     license_files=["LICENSE", "nvae_tf/data/embedded/LICENSE"],
     packages=find_packages(include=["nvae_tf*", "trainers*", "export*"]),
     package_data={
+        "nvae_tf": ["py.typed"],
         "nvae_tf.evaluation": ["model_card_template.md"],
         "nvae_tf.data": ["embedded/*"],
-        "export": ["serving/*"],
+        "export": ["py.typed", "serving/*"],
+        "trainers": ["py.typed"],
     },
     python_requires=">=3.10,<3.13",
     install_requires=[
@@ -49,6 +51,7 @@ setup(
         "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"],
         "dev": [
             "hypothesis>=6.100",
+            "import-linter>=2.0",
             "mypy>=1.10",
             "pre-commit>=3.5",
             "pytest>=8.0",

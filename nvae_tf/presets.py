@@ -143,7 +143,7 @@ def _imagenet32() -> ExperimentConfig:
     )
 
 
-def _faces256(data: DataConfig, optimizer: OptimizerConfig, train: TrainConfig):
+def _faces256(data: DataConfig, optimizer: OptimizerConfig, train: TrainConfig) -> ExperimentConfig:
     return ExperimentConfig(
         model=ModelConfig(
             image_shape=(256, 256, 3),

@@ -71,13 +71,6 @@ def test_there_is_no_cycle():
     assert order.index("//nvae_tf:config") < order.index("//trainers:train")
 
 
-def test_the_library_depends_on_no_program():
-    for target in TARGETS:
-        if package_of(target.label).split("/")[0] == "nvae_tf":
-            packages = {package_of(label).split("/")[0] for label in target.dependencies}
-            assert {name for name in packages if not name.startswith("@")} <= {"nvae_tf"}
-
-
 def test_only_tests_depend_on_tests():
     for target in TARGETS:
         if not target.label.startswith("//tests"):

@@ -45,6 +45,17 @@ def test_every_page_is_in_the_navigation():
         assert f": {page.name}\n" in navigation
 
 
+def test_pages_load_files_of_their_own_only():
+    configuration = (ROOT / "mkdocs.yml").read_text()
+    loaded = re.findall(r"^  - (\S+\.(?:js|css))$", configuration, flags=re.MULTILINE)
+    assert "assets/katex/katex.min.js" in loaded
+    for name in loaded:
+        assert (ROOT / "docs" / name).is_file(), name  # and no address
+    style = (ROOT / "docs/assets/katex/katex.min.css").read_text()
+    for font in re.findall(r"url\(([^)]+\.woff2)\)", style):
+        assert (ROOT / "docs/assets/katex" / font).is_file(), font
+
+
 def commands():
     """(module, arguments) of every call of one of our programs in a block of shell commands."""
     found = []

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -62,7 +63,7 @@ def decoded_source(
     channels = model.image_shape[-1]
     source = Source(elements, 0, "")
 
-    def attempt(*values) -> np.ndarray:
+    def attempt(*values: Any) -> np.ndarray:
         try:
             pixels = read(*values)
             problem = size_problem(data, model, *pixels.shape[:2])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.fit import size_problem
 from nvae_tf.data.source import Source
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 
 def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
@@ -61,7 +66,9 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
     return Source(dataset.map(lambda example: _8_bits(example[data.feature])), count, identity)
 
 
-def _check_images(data: DataConfig, model: ModelConfig, feature) -> None:
+def _check_images(
+    data: DataConfig, model: ModelConfig, feature: tfds.features.FeatureConnector
+) -> None:
     shape = feature.shape
     if len(shape or ()) != 3 or feature.dtype not in ("uint8", "uint16"):
         raise ValueError(

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
 from nvae_tf.config import ExperimentConfig, ModelConfig
@@ -78,7 +79,7 @@ class Evaluation:
         self._hierarchy: HierarchyResult | None = None
         self._quality: tuple[SampleQualityResult, Protocol] | None = None
 
-    def _batches(self, count: int | None = None):
+    def _batches(self, count: int | None = None) -> tf.data.Dataset:
         return evaluation_batches(
             self._images[:count], self._config.model, self._batch_size, self._seed
         )

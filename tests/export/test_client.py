@@ -374,7 +374,8 @@ def start(server, *flags):
 
 
 def assert_sheet(path, expected):
-    assert np.abs(np.asarray(Image.open(path)).astype(int) - expected).max() <= 1
+    with Image.open(path) as picture:
+        assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1
 
 
 def test_program(server, tmp_path):

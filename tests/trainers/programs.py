@@ -8,14 +8,32 @@ import pathlib
 import runpy
 import sys
 import tempfile
+import warnings
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tensorflow", "tensorflow_probability", "keras"])
 
 
-def _run(module: str, arguments: list[str], directory: str) -> None:
+def _filters() -> list[tuple]:
+    """The filters of warnings, which pytest has set, as arguments of `warnings.filterwarnings`."""
+    return [
+        (
+            action,
+            getattr(message, "pattern", message) or "",
+            category,
+            getattr(module, "pattern", module) or "",
+            line,
+        )
+        for action, message, category, module, line in warnings.filters
+    ]
+
+
+def _run(module: str, arguments: list[str], directory: str, filters: list[tuple]) -> None:
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+    warnings.resetwarnings()
+    for values in reversed(filters):
+        warnings.filterwarnings(*values)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
@@ -30,7 +48,8 @@ class Program:
     def __init__(self, module: str, *arguments: object):
         self._directory = tempfile.TemporaryDirectory()
         self._process = _processes.Process(
-            target=_run, args=(module, list(map(str, arguments)), self._directory.name)
+            target=_run,
+            args=(module, list(map(str, arguments)), self._directory.name, _filters()),
         )
         self._process.start()
         self.returncode: int | None = None

@@ -92,7 +92,8 @@ def test_latents_as_a_sheet_and_as_an_animation(workdir, tmp_path):
     assert np.abs(image(sheet, 1, 2) - reconstruction).max() <= 1  # all groups are kept
     np.testing.assert_array_equal(image(sheet, 0, 0), image(sheet, 1, 0))
     assert np.any(image(sheet, 0, 0) != image(sheet, 2, 0))
-    first = np.asarray(Image.open(tmp_path / "interpolate.gif").convert("L"))[..., None]
+    with Image.open(tmp_path / "interpolate.gif") as animation:
+        first = np.asarray(animation.convert("L"))[..., None]
     assert np.abs(image(first, 0, 0) - reconstruction).max() <= 1
 
 
@@ -127,7 +128,8 @@ def test_latents_in_the_other_modes(workdir, tmp_path):
     assert "traverse, 4 rows of 3" in finish(traverse)
     assert "interpolate, 1 rows of 8" in finish(between)
     assert decode(tmp_path / "reconstruct.png").shape == (22, 32, 1)
-    assert Image.open(tmp_path / "traverse.webp").size == (22, 22)
+    with Image.open(tmp_path / "traverse.webp") as animation:
+        assert animation.size == (22, 22)
     assert decode(tmp_path / "between.png").shape == (12, 82, 1)
 
 

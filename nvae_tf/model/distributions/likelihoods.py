@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
@@ -57,7 +59,9 @@ class PixelNormal(ResidualNormal):
         self._parameters = {"loc_raw": loc_raw, "log_scale_raw": log_scale_raw, "name": name}
 
     @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
+    def _parameter_properties(
+        cls, dtype: tf.DType | None, num_classes: int | None = None
+    ) -> dict[str, Any]:
         properties = super()._parameter_properties(dtype, num_classes)
         return {name: properties[name] for name in ("loc_raw", "log_scale_raw")}
 
@@ -67,7 +71,7 @@ class PixelNormal(ResidualNormal):
     def _mean(self) -> tf.Tensor:
         return _to_unit_interval(super()._mean())
 
-    def _sample_n(self, n: int | tf.Tensor, seed=None) -> tf.Tensor:
+    def _sample_n(self, n: int | tf.Tensor, seed: int | tf.Tensor | None = None) -> tf.Tensor:
         return _to_unit_interval(super()._sample_n(n, seed))
 
 
@@ -106,13 +110,15 @@ class ImageDistribution(tfd.Distribution):
         )
 
     @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
+    def _parameter_properties(
+        cls, dtype: tf.DType | None, num_classes: int | None = None
+    ) -> dict[str, Any]:
         return {"pixels": tfp.util.BatchedComponentProperties(event_ndims=2)}
 
-    def _event_shape(self):
+    def _event_shape(self) -> tf.TensorShape:
         return self._pixels.batch_shape[-2:].concatenate(self._pixels.event_shape)
 
-    def _event_shape_tensor(self):
+    def _event_shape_tensor(self) -> tf.Tensor:
         return tf.concat(
             [self._pixels.batch_shape_tensor()[-2:], self._pixels.event_shape_tensor()], axis=0
         )
@@ -124,7 +130,7 @@ class ImageDistribution(tfd.Distribution):
         content = by_pixel[..., border : height - border, border : width - border]
         return tf.reduce_sum(content, axis=[-2, -1])
 
-    def _sample_n(self, n: int | tf.Tensor, seed=None) -> tf.Tensor:
+    def _sample_n(self, n: int | tf.Tensor, seed: int | tf.Tensor | None = None) -> tf.Tensor:
         return self._pixels.sample(n, seed=seed)
 
     def _mean(self) -> tf.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
@@ -110,13 +112,15 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         )
 
     @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
+    def _parameter_properties(
+        cls, dtype: tf.DType | None, num_classes: int | None = None
+    ) -> dict[str, Any]:
         return {"params": tfp.util.ParameterProperties(event_ndims=1)}
 
-    def _event_shape(self):
+    def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape([self._num_channels])
 
-    def _event_shape_tensor(self):
+    def _event_shape_tensor(self) -> tf.Tensor:
         return tf.constant([self._num_channels], tf.int32)
 
     def _conditional_mean(
@@ -157,7 +161,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         log_to_bottom = upper - tf.nn.softplus(upper)
         return tf.where(x < -0.999, log_to_bottom, tf.where(x > 0.99, log_from_top, log_mass))
 
-    def _sample_n(self, n: int | tf.Tensor, seed=None) -> tf.Tensor:
+    def _sample_n(self, n: int | tf.Tensor, seed: int | tf.Tensor | None = None) -> tf.Tensor:
         component_seed, value_seed = tfp.random.split_seed(seed, n=2)
         shape = tf.concat([[n], tf.shape(self._logits)], axis=0)
         gumbel = -tf.math.log(-tf.math.log(self._uniform(shape, component_seed)))
@@ -165,10 +169,10 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             tf.argmax(self._logits + gumbel, axis=-1), self._num_mixtures, dtype=self.dtype
         )  # [n, ..., M]
 
-        def choose(parameter):  # [..., M] to [n, ...]
+        def choose(parameter: tf.Tensor) -> tf.Tensor:  # [..., M] to [n, ...]
             return tf.reduce_sum(parameter * chosen, axis=-1)
 
-        def choose_by_channel(parameter):  # [..., C, M] to [n, ..., C]
+        def choose_by_channel(parameter: tf.Tensor) -> tf.Tensor:  # [..., C, M] to [n, ..., C]
             return tf.reduce_sum(parameter * chosen[..., None, :], axis=-1)
 
         means = choose_by_channel(self._means)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -83,7 +84,9 @@ class ResidualNormal(tfd.Distribution):
         )
 
     @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
+    def _parameter_properties(
+        cls, dtype: tf.DType | None, num_classes: int | None = None
+    ) -> dict[str, Any]:
         properties = tfp.util.ParameterProperties
         return {
             "loc_raw": properties(),
@@ -103,17 +106,17 @@ class ResidualNormal(tfd.Distribution):
         """The standard deviation, multiplied by the temperature."""
         return self._scale
 
-    def _event_shape(self):
+    def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape([])
 
-    def _event_shape_tensor(self):
+    def _event_shape_tensor(self) -> tf.Tensor:
         return tf.constant([], tf.int32)
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
         standardized = (x - self._loc) / self._scale
         return -0.5 * tf.square(standardized) - tf.math.log(self._scale) - _HALF_LOG_TWO_PI
 
-    def _sample_n(self, n: int | tf.Tensor, seed=None) -> tf.Tensor:
+    def _sample_n(self, n: int | tf.Tensor, seed: int | tf.Tensor | None = None) -> tf.Tensor:
         shape = tf.concat([[n], self.batch_shape_tensor()], axis=0)
         return self._loc + self._scale * tf.random.stateless_normal(
             shape, tfp.random.sanitize_seed(seed), dtype=self.dtype

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 # Number of image values per operation of the filter gradient, few enough for the CPU's cache.
@@ -29,8 +31,8 @@ def depthwise_convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return _native(x, kernel)
 
     @tf.custom_gradient
-    def convolve(x, kernel):
-        def gradient(dy):
+    def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             dx = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
                 input_sizes=x.shape,
                 filter=kernel,

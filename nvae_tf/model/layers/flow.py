@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -24,7 +25,7 @@ class AutoregressiveCell(keras.layers.Layer):
       mirror: Whether the order of the pixels is reversed.
     """
 
-    def __init__(self, mirror: bool, **kwargs):
+    def __init__(self, mirror: bool, **kwargs: Any):
         super().__init__(**kwargs)
         self.mirror = mirror
 
@@ -67,11 +68,13 @@ class AutoregressiveCell(keras.layers.Layer):
         """
         limit = tf.reduce_prod(tf.shape(z)[1:])
 
-        def unfinished(i, x, change):
+        def unfinished(i: tf.Tensor, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
             del x
             return tf.logical_and(i < limit, change > tolerance)
 
-        def step(i, x, change):
+        def step(
+            i: tf.Tensor, x: tf.Tensor, change: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             del change
             new = z + self.mean(x)
             return i + 1, new, tf.reduce_max(tf.abs(new - x))
@@ -90,7 +93,7 @@ class AutoregressiveFlow(keras.layers.Layer):
       num_pairs: Number of pairs; `num_nf` in the configuration.
     """
 
-    def __init__(self, num_pairs: int, **kwargs):
+    def __init__(self, num_pairs: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_pairs = num_pairs
 
