@@ -16,18 +16,18 @@ from nvae_tf.model.nvae import NVAE
 def write_saved_model(model: NVAE, directory: str | os.PathLike, manifest: Manifest) -> None:
     """Writes a model with all its signatures, warm-up requests and manifest.
 
-    It appears file by file: where a server watches, use `publish`.
+    The SavedModel appears file by file: where a server watches, use `publish`.
 
     Args:
-      model: in the precision that it is to be served in.
-      directory: to be created, or empty.
-      manifest: what the run has to say about it.
+      model: The model, in the precision that it is to be served in.
+      directory: The SavedModel's directory, which must be empty or not exist yet.
+      manifest: The origin of the model.
     """
     directory = os.fspath(directory)
     functions = make_signatures(model)  # they own the kernels
     signatures = {name: function.get_concrete_function() for name, function in functions.items()}
     module = tf.Module()
-    # Only what the signatures use: kernels, and not the weights that they are computed from.
+    # The signatures hold prepared weights, and not those that the kernels are computed from.
     used = [variable for s in signatures.values() for variable in s.graph.variables]
     module.used = list({variable.ref(): variable for variable in used}.values())
     # Nobody takes gradients of a served model, and writing their functions takes most of the time.

@@ -1,4 +1,4 @@
-"""The directory of a run: its configuration, checkpoints, logs and results."""
+"""The directory of a run, with its configuration, checkpoints, logs and results."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _CHANGEABLE = (
 
 
 class Workdir:
-    """Paths in a run's directory, and its configuration.
+    """The paths in a run's directory, and the run's configuration.
 
     Args:
-      path: the directory; it need not exist yet.
+      path: Path of the directory, which need not exist yet.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -43,17 +43,17 @@ class Workdir:
 
     @property
     def checkpoints(self) -> str:
-        """Directory of the checkpoints."""
+        """The directory of the checkpoints."""
         return self / "checkpoints"
 
     @property
     def best_checkpoints(self) -> str:
-        """Directory of the checkpoint with the lowest validation -ELBO."""
+        """The directory of the checkpoint with the lowest validation -ELBO."""
         return os.path.join(self.checkpoints, "best")
 
     @property
     def tensorboard(self) -> str:
-        """Directory of TensorBoard's event files, one sub-directory per run."""
+        """The directory of TensorBoard's event files: one for training, one for validation."""
         return self / "tensorboard"
 
     @property
@@ -62,11 +62,11 @@ class Workdir:
         return os.path.exists(self / _CONFIG)
 
     def read_config(self) -> ExperimentConfig:
-        """The configuration of the run.
+        """Reads the configuration of the run.
 
         Raises:
-          FileNotFoundError: if no run was started here.
-          ValueError: if its configuration cannot be read by this version.
+          FileNotFoundError: No run was started here.
+          ValueError: This version cannot read its configuration.
         """
         if not self.has_config:
             raise FileNotFoundError(f"{self.path!r} is not the workdir of a run: no {_CONFIG}.")
@@ -81,7 +81,7 @@ class Workdir:
     def check_config(self, config: ExperimentConfig) -> None:
         """Raises a ValueError if the run here has another configuration.
 
-        How long to train, what to write how often and on which devices may differ.
+        A run may change how long it trains, how often it writes what, and on which devices.
         """
         if not self.has_config:
             return
@@ -97,13 +97,13 @@ class Workdir:
             )
 
     def checkpoint(self, which: str) -> str | None:
-        """Prefix of a checkpoint's files, or None; it ends in the number of its step.
+        """Returns the path prefix of a checkpoint's files, which ends in its step; or None.
 
         Args:
           which: `"latest"`, or `"best"` for the one with the lowest validation -ELBO.
 
         Raises:
-          ValueError: for another word.
+          ValueError: The word is another one.
         """
         if which not in CHECKPOINTS:
             raise ValueError(f"checkpoint must be latest or best, received {which!r}.")
@@ -111,12 +111,12 @@ class Workdir:
         return newest_checkpoint(directory)
 
     def latest_checkpoint(self) -> str | None:
-        """`checkpoint("latest")`."""
+        """Returns `checkpoint("latest")`."""
         return self.checkpoint("latest")
 
     @property
     def evaluation(self) -> str:
-        """File of the newest evaluation."""
+        """The path of the newest evaluation."""
         return self / "evaluation.json"
 
     def write_evaluation(
@@ -125,9 +125,9 @@ class Workdir:
         """Writes an evaluation as JSON, with the checkpoint's step; returns the text.
 
         Args:
-          result: its fields.
-          path: another file than `self.evaluation`.
-          which: the checkpoint that was evaluated, `"latest"` or `"best"`.
+          result: The fields of the evaluation.
+          path: Path of the file; None: `self.evaluation`.
+          which: The checkpoint that was evaluated, `"latest"` or `"best"`.
         """
         step = checkpoint_step(self.checkpoint(which))
         text = json.dumps({"step": step, **result}, indent=2)
@@ -135,7 +135,7 @@ class Workdir:
         return text
 
     def evaluated_step(self) -> int | None:
-        """The step of the newest evaluation, or None."""
+        """Returns the step of the newest evaluation, or None."""
         if not os.path.exists(self.evaluation):
             return None
         with open(self.evaluation, encoding="utf-8") as file:

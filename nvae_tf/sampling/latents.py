@@ -134,7 +134,7 @@ def interpolate_noise(
 
 
 def _slerp(start: tf.Tensor, end: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    def dot(a, b):
+    def dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(a * b, axis=[1, 2, 3], keepdims=True)
 
     cosine = tf.math.divide_no_nan(dot(start, end), tf.sqrt(dot(start, start) * dot(end, end)))

@@ -106,11 +106,11 @@ def _power_iteration(matrices: tf.Tensor, right: tf.Tensor, count: int | tf.Tens
 
 
 @tf.custom_gradient
-def _singular_values(matrices: tf.Tensor, right: tf.Tensor):
+def _singular_values(matrices: tf.Tensor, right: tf.Tensor) -> tuple:
     """Returns |M v| (n,) of matrices (n, a, b) and vectors v (n, b), which are kept fixed."""
     product = tf.linalg.matvec(matrices, right)
 
-    def gradient(d_values):
+    def gradient(d_values: tf.Tensor) -> tuple[tf.Tensor, None]:
         left = _unit(product) * d_values[:, None]
         return left[:, :, None] * right[:, None, :], None
 

@@ -1,4 +1,4 @@
-"""One run: from a configuration to a trained and evaluated model in a workdir."""
+"""Runs an experiment: from a configuration to a trained and evaluated model in a workdir."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def train(
     SIGTERM or Ctrl-C ends it after the current step, with a checkpoint.
 
     Args:
-      config: of the run.
-      workdir: of the run.
-      profile_steps: to trace with TensorFlow's profiler.
+      config: The run's configuration.
+      workdir: The run's directory.
+      profile_steps: The steps to trace with TensorFlow's profiler.
 
     Raises:
-      ValueError: if the workdir holds another run, the images do not fit, or the steps to trace are
+      ValueError: The workdir holds another run, the images do not fit, or the steps to trace are
         not among those to come; nothing is created.
-      DivergedError: if the loss is not finite any more, and going back did not help.
+      DivergedError: The loss is not finite any more, and going back did not help.
     """
     workdir.check_config(config)
     strategy = make_strategy(config.train.strategy)
@@ -51,7 +51,7 @@ def train(
                 return
             while True:
                 try:
-                    stopped = run.go_on(stop)
+                    stopped = run.train_on(stop)
                     break
                 except DivergedError as error:
                     run.roll_back(error)
@@ -79,12 +79,12 @@ class _Run:
     Only the chief of several workers prints and writes.
 
     Args:
-      config: of the run.
-      workdir: of the run.
-      strategy: where to compute.
+      config: The run's configuration.
+      workdir: The run's directory.
+      strategy: Where to compute.
       images: (N, h, w, C) uint8, to train on.
       test_images: (M, h, w, C) uint8, held out.
-      profile_steps: to trace with TensorFlow's profiler.
+      profile_steps: The steps to trace with TensorFlow's profiler.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class _Run:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """The number of steps done."""
         return int(self._trainer.state.step)
 
     def say(self, text: str) -> None:
-        """Prints, on the chief."""
+        """Prints a text on the chief."""
         if self._chief:
             print(text, flush=True)
 
@@ -156,11 +156,11 @@ class _Run:
     def _dataset(self) -> tf.data.Dataset:
         return training_batches(self._images, self._config, start=self.step)
 
-    def go_on(self, stop: StopRequest) -> bool:
+    def train_on(self, stop: StopRequest) -> bool:
         """Trains to the last step; returns whether it was stopped before.
 
         Raises:
-          DivergedError: after several steps in a row that were not finite.
+          DivergedError: Several steps in a row were not finite.
         """
         trainer, train = self._trainer, self._config.train
         batches = iter(trainer.distribute(self._dataset()))
@@ -193,7 +193,7 @@ class _Run:
         """Goes back to the last checkpoint, with half the learning rate.
 
         Raises:
-          DivergedError: if that was done too often, with the advice of what to try.
+          DivergedError: That was done too often; the message advises what to try.
         """
         trainer = self._trainer
         batch = next(iter(self._dataset()))
@@ -224,7 +224,7 @@ class _Run:
             self._progress.finish()
 
     def close(self) -> None:
-        """Ends bar, event files and profile; may be called again."""
+        """Ends bar, event files and profile; calling it again changes nothing."""
         self._profile.close()
         if self._progress:
             self._progress.close()

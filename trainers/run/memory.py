@@ -1,4 +1,4 @@
-"""How much memory a traced step will need."""
+"""Estimates how much memory a traced step will need."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _ALIASES = {"Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGr
 
 
 def expected_memory(trainer: Trainer, batches: tf.distribute.DistributedDataset) -> int:
-    """Bytes that variables and tensors of a step take at most, on each replica.
+    """Estimates the bytes that variables and tensors of a step take at most, on each replica.
 
-    An estimate: the operations are taken in the order in which they were traced, and what single
+    The operations are taken in the order in which they were traced, and what single
     kernels need for themselves, the program and TensorFlow itself are left out.
     """
     function = trainer.concrete_functions(batches)[0]
@@ -25,11 +25,11 @@ def expected_memory(trainer: Trainer, batches: tf.distribute.DistributedDataset)
 
 
 def peak_bytes(operations: list[Any]) -> int:
-    """The most bytes that are alive at once if operations run in this order.
+    """Returns the most bytes that are alive at once if operations run in this order.
 
     Args:
-      operations: of a graph, each after those whose outputs it uses. Reads of variables count as
-        nothing, for they share the variables' memory.
+      operations: A graph's operations, each after those whose outputs it uses. Reads of
+        variables count as nothing, for they share the variables' memory.
     """
     owners: dict[str, str] = {}  # tensor to the one whose memory it shares
     last_use: dict[str, int] = {}

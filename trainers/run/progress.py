@@ -170,6 +170,6 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Ends bar and event files; may be called again."""
+        """Ends bar and event files; calling it again changes nothing."""
         self._bar.close()
         self._summaries.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import re
@@ -79,11 +80,15 @@ def model_tables(model: NVAE) -> str:
         for part, size in sizes.items()
     ]
     parts.append(("**together**", f"{sum(map(len, layers.values()))}", f"{total:,}", "100.0%"))
-    shapes, scales = model.config.latent_shapes, model.config.group_scales
     groups = [
-        (f"`{group_name(group)}`", f"{scale}", f"{height}x{width}", f"{channels}", f"{units:,}")
-        for group, (scale, (height, width, channels)) in enumerate(zip(scales, shapes))
-        for units in [height * width * channels]
+        (
+            f"`{group_name(group.number)}`",
+            f"{group.scale}",
+            "{}x{}".format(*group.latent_shape),
+            f"{group.latent_shape[-1]}",
+            f"{math.prod(group.latent_shape):,}",
+        )
+        for group in model.groups
     ]
     return "\n\n".join(
         (

@@ -36,7 +36,7 @@ _COLUMNS_OF_TIME = 500  # at most, of the heat map
 
 
 class Speed(NamedTuple):
-    """How fast a run was since its last report."""
+    """The speed of a run since its last report."""
 
     images_per_second: float
     waiting: float  # share of the time spent waiting for data, 0 to 1
@@ -110,7 +110,7 @@ class Summaries:
         self._description.flush()
 
     def log_step(self, step: int, metrics: StepMetrics, speed: Speed) -> None:
-        """Scalars of a training step."""
+        """Writes the scalars of a training step."""
         self._last = tf.nest.map_structure(lambda tensor: tensor.numpy(), metrics)
         batch, schedule, verdict = self._last
         self._history[step] = batch.kl_per_group
@@ -151,7 +151,7 @@ class Summaries:
             )
 
     def _log_bound(self, means: Sequence[float], standard_errors: Sequence[float]) -> None:
-        """-ELBO, reconstruction and KL, and where they lie with 95 % probability."""
+        """Writes -ELBO, reconstruction and KL, and where they lie with 95 % probability."""
         meanings = ("Nats per image.", "-log p(x|z), nats.", "Sum over the groups, nats.")
         for name, mean, error, meaning in zip(MARGINS, means, standard_errors, meanings):
             tf.summary.scalar(f"loss/{name}", mean, description=meaning)
@@ -170,7 +170,7 @@ class Summaries:
             )
 
     def log_validation(self, step: int, result: LikelihoodResult) -> None:
-        """Scalars of the held-out images."""
+        """Writes the scalars of the held-out images."""
         with self._validation.as_default(step):
             means = [getattr(result, name) for name in MARGINS]
             errors = [getattr(result, f"{name}_standard_error") for name in MARGINS]
@@ -178,7 +178,7 @@ class Summaries:
             self._log_groups("kl", result.kl_per_group, "Nats.")
 
     def log_pictures(self, step: int) -> None:
-        """Figures of where the information is, reconstructions, samples."""
+        """Draws figures of where the information is, reconstructions and samples."""
         if self._last:
             with self._train.as_default(step):
                 self._log_figures(self._last.batch)
@@ -225,7 +225,7 @@ class Summaries:
             tf.summary.experimental.write_raw_pb(ended.SerializeToString())
 
     def flush(self) -> None:
-        """Makes what was logged so far visible."""
+        """Makes everything that was logged visible."""
         for writer in (self._description, self._train, self._validation):
             writer.flush()
 
@@ -236,7 +236,7 @@ class Summaries:
 
 
 def _read_kl(directory: str, groups: int) -> dict[int, np.ndarray]:
-    """The KL of all groups (L,) by step, rising, as it was logged."""
+    """Reads the logged KL of all groups (L,) by step, in the order of the steps."""
     tags = [group_tag("kl", group) for group in range(groups)]
     logged = read_scalars(directory, group_tag("kl", 0).rpartition("_")[0])
     return {

@@ -82,7 +82,13 @@ class SqueezeExcitation(keras.layers.Layer):
 
 # A function of its own in the graph: there are dozens of these, in a few shapes.
 @tf.function(autograph=False, experimental_attributes={"_noinline": True})
-def _squeeze_and_excite(x, squeeze_kernel, squeeze_bias, excite_kernel, excite_bias):
+def _squeeze_and_excite(
+    x: tf.Tensor,
+    squeeze_kernel: tf.Tensor,
+    squeeze_bias: tf.Tensor,
+    excite_kernel: tf.Tensor,
+    excite_bias: tf.Tensor,
+) -> tf.Tensor:
     hidden = tf.nn.relu(tf.reduce_mean(x, axis=[1, 2]) @ squeeze_kernel + squeeze_bias)
     gate = tf.sigmoid(hidden @ excite_kernel + excite_bias)
     return x * gate[:, None, None, :]
@@ -264,7 +270,7 @@ class InvertedBottleneck(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        def chain(layers, x):
+        def chain(layers: list[Any], x: tf.Tensor) -> tf.Tensor:
             for layer in layers:
                 is_norm = isinstance(layer, BatchNormalization)
                 x = layer(x, training=training) if is_norm else layer(x)

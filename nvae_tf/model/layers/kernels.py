@@ -64,17 +64,17 @@ class KernelBank:
 
 
 def weight_norm(v: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
-    """`exp(g) v / (|v| + 1e-5)` for kernels (n, h, w, in, out) and g (n, out).
+    """Returns `exp(g) v / (|v| + 1e-5)` for kernels (n, h, w, in, out) and g (n, out).
 
     Its gradient is written out: it reads and writes the weights about half as often.
     """
 
     @tf.custom_gradient
-    def normalize(v, log_scale):
+    def normalize(v: tf.Tensor, log_scale: tf.Tensor) -> tuple:
         norm = kernel_norm(v)
         scale = tf.exp(log_scale) / (norm + _NORM_OFFSET)
 
-        def gradient(dw):
+        def gradient(dw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             d_scale = tf.reduce_sum(dw * v, axis=[1, 2, 3])
             d_log_scale = d_scale * scale
             # d|v| / dv = v / |v|, and 0 where the norm is 0
@@ -91,5 +91,5 @@ def _per_filter(values: tf.Tensor) -> tf.Tensor:
 
 
 def kernel_norm(kernels: tf.Tensor) -> tf.Tensor:
-    """Norm per output channel, of kernels (..., h, w, in, out)."""
+    """Returns the norms per output channel of kernels (..., h, w, in, out)."""
     return tf.sqrt(tf.reduce_sum(tf.square(kernels), axis=[-4, -3, -2]))

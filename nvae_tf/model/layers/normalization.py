@@ -112,15 +112,15 @@ class BatchNormalization(keras.layers.Layer):
 def _normalize_fused(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, swish: bool
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """On one replica: with TensorFlow's own kernels instead of elementwise operations."""
+    """Normalises on one replica, with TensorFlow's own kernels instead of elementwise ones."""
     moments: list[tf.Tensor] = []
 
     @tf.custom_gradient
-    def normalize(x, gamma, beta):
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple:
         y, *saved = _fused_forward(x, gamma, beta, epsilon, swish)
         moments.extend(saved[:2])
 
-        def gradient(dy):
+        def gradient(dy: tf.Tensor) -> list[tf.Tensor]:
             with tf.control_dependencies([dy]):
                 again = tf.identity(x)
             return _fused_backward(again, dy, gamma, beta, saved, epsilon, swish)
@@ -136,8 +136,10 @@ _function = tf.function(autograph=False, experimental_attributes={"_noinline": T
 
 
 @_function
-def _fused_forward(x, gamma, beta, epsilon: float, swish: bool):
-    """y, mean, biased variance, and what the gradient's kernel wants."""
+def _fused_forward(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, swish: bool
+) -> tuple[tf.Tensor, ...]:
+    """Returns y, mean, biased variance, and what the gradient's kernel wants."""
     y, mean, unbiased, *reserved = tf.raw_ops.FusedBatchNormV3(
         x=x,
         scale=gamma,
@@ -153,8 +155,16 @@ def _fused_forward(x, gamma, beta, epsilon: float, swish: bool):
 
 
 @_function
-def _fused_backward(x, dy, gamma, beta, saved, epsilon: float, swish: bool):
-    """Gradients of x, gamma and beta."""
+def _fused_backward(
+    x: tf.Tensor,
+    dy: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    saved: list[tf.Tensor],
+    epsilon: float,
+    swish: bool,
+) -> list[tf.Tensor]:
+    """Returns the gradients of x, gamma and beta."""
     mean, variance, *reserved = saved
     if swish:
         dy = _swish_gradient(x, dy, gamma, beta, mean, variance, epsilon)
@@ -178,7 +188,7 @@ def _normalize_synchronized(
     epsilon: float,
     swish: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """On several replicas: the moments and two sums of the gradient are averaged over them.
+    """Normalises on several replicas, over which moments and gradient sums are averaged.
 
     `offset` is near the mean: second moments about it cancel less than those about zero.
     """
@@ -186,7 +196,7 @@ def _normalize_synchronized(
     # All that the gradient needs is an argument: custom_gradient walks the graph from its results
     # back to them, and whatever it captured otherwise would lengthen that walk.
     @tf.custom_gradient
-    def normalize(x, gamma, beta, offset):
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, offset: tf.Tensor) -> tuple:
         values = tf.cast(x, tf.float32)
         squares = tf.math.squared_difference(values, offset)
         mean, square = _mean_over_replicas(
@@ -197,7 +207,7 @@ def _normalize_synchronized(
         y = values * (inverse * gamma) + (beta - mean * inverse * gamma)
         outputs = tf.cast(tf.nn.silu(y) if swish else y, x.dtype), mean, variance
 
-        def gradient(dy, *_):
+        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
             with tf.control_dependencies([dy]):
                 again = tf.cast(tf.identity(x), tf.float32)
             dz = tf.cast(dy, tf.float32)
@@ -216,8 +226,16 @@ def _normalize_synchronized(
     return normalize(x, gamma, beta, offset)
 
 
-def _swish_gradient(x, dy, gamma, beta, mean, variance, epsilon: float) -> tf.Tensor:
-    """Gradient with respect to z of swish(z), z the normalised x."""
+def _swish_gradient(
+    x: tf.Tensor,
+    dy: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    epsilon: float,
+) -> tf.Tensor:
+    """Returns the gradient with respect to z of swish(z), where z is the normalised x."""
     scale = gamma * tf.math.rsqrt(variance + epsilon)
     z = tf.cast(x, tf.float32) * scale + (beta - mean * scale)
     sigmoid = tf.sigmoid(z)
@@ -237,7 +255,7 @@ def _at_least_1(count: float | tf.Tensor) -> float | tf.Tensor:
 
 
 def _mean_over_replicas(*vectors: tf.Tensor) -> list[tf.Tensor]:
-    """Vectors of one size, averaged in one reduction; must be called in a replica's context."""
+    """Averages vectors of one size in one reduction; call it in a replica's context."""
     context = tf.distribute.get_replica_context()
     return tf.unstack(context.all_reduce("mean", tf.stack(vectors)))
 

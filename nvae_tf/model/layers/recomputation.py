@@ -39,19 +39,19 @@ def recompute(
         return y, [inner.statistics[path] for path in averages]
 
     @tf.custom_gradient
-    def twice(x, *tensors):
+    def twice(x: tf.Tensor, *tensors: tf.Tensor) -> tuple:
         y, statistics = run(x, *tensors)
 
-        def gradient(dy, *_):
+        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
             with tf.control_dependencies([dy]):  # else it may run early, and memory goes up
                 again = [tf.identity(tensor) for tensor in (x, *tensors)]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(again)
-                y, _ = run(*again)
-            return tape.gradient(y, again, dy)
+                y_again, _ = run(*again)
+            return tape.gradient(y_again, again, dy)
 
         return (y, *statistics), gradient
 
-    y, *statistics = twice(x, *kernels.values(), *values.values())
-    call.statistics.update(zip(averages, statistics))
-    return y
+    output, *collected = twice(x, *kernels.values(), *values.values())
+    call.statistics.update(zip(averages, collected))
+    return output
