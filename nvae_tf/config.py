@@ -210,7 +210,7 @@ class ModelConfig:
 
     @property
     def is_vanilla(self) -> bool:
-        """Whether there is a single group, which makes the model a plain VAE without towers."""
+        """True if there is a single group, which makes the model a plain VAE without towers."""
         return self.num_groups == 1
 
     @property

@@ -1,4 +1,4 @@
-"""How much of its latent groups, channels and units a model uses, and what for."""
+"""Measures how much of its latent groups, channels and units a model uses, and what for."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class InferenceModel:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[Call]:
-        """In this scope the model itself computes with the prepared weights.
+        """Makes the model itself compute with the prepared weights inside of the scope.
 
         Yields:
           The call, which has the batch's statistics after a call in training mode.

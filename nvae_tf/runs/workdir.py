@@ -58,7 +58,7 @@ class Workdir:
 
     @property
     def has_config(self) -> bool:
-        """Whether a run was started here."""
+        """True if a run was started here."""
         return os.path.exists(self / _CONFIG)
 
     def read_config(self) -> ExperimentConfig:

@@ -225,7 +225,7 @@ def apply_statistics(model: NVAE, statistics: Mapping[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def readjusted(model: NVAE, statistics: Mapping[str, np.ndarray]) -> Iterator[None]:
-    """In this scope the model has these moving averages; afterwards its own again."""
+    """Gives the model these moving averages inside of the scope, and its own again afterwards."""
     own = {v.path: v.numpy() for v in model.non_trainable_variables if v.path in statistics}
     apply_statistics(model, statistics)
     try:

@@ -1,1 +1,1 @@
-"""What training adds to a model: objective, regularisation, optimiser and averages."""
+"""Training adds to a model: objective, regularisation, optimiser and averages."""

@@ -1,4 +1,4 @@
-"""What one training step reports.
+"""The report of one training step.
 
 One more number takes a field of `BatchMeans`, the line of `trainers.run.step` that computes it, and
 a chart in `trainers.summaries.writer`.
@@ -53,7 +53,7 @@ class BatchMeans(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What became of the gradients; scalars."""
+    """The guard's verdict on the gradients; all fields are scalars."""
 
     gradient_norm: tf.Tensor  # of all weights together, before clipping
     loss_scale: tf.Tensor  # that this step had

@@ -27,7 +27,7 @@ from trainers.run.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class StepDefinition:
-    """What stays the same in all steps of a run."""
+    """The parts of a step that stay the same in a whole run."""
 
     config: ExperimentConfig
     model: NVAE  # structure alone
@@ -43,7 +43,7 @@ class StepDefinition:
 
 
 class Share(NamedTuple):
-    """What a batch, or a part of one, contributes to the update of a state."""
+    """The contribution of a batch, or of a part of one, to the update of a state."""
 
     gradients: list[tf.Tensor]  # by stack of the weights, times the loss scale
     statistics: list[tf.Tensor]  # by stack of the moving averages

@@ -94,7 +94,7 @@ class Trainer:
 
     @property
     def accumulates(self) -> bool:
-        """Whether a step's batch comes in parts."""
+        """True if a step's batch comes in parts."""
         return self.config.train.accumulation_steps > 1
 
     def initialize_from_batch(self, images: tf.Tensor) -> None:

@@ -100,7 +100,7 @@ class Gallery:
         return sheet(to_uint8(drawn), _COLUMNS)
 
     def shown_groups(self) -> list[int]:
-        """How many groups the columns of `Sheets.first_groups` keep, rising from none to all."""
+        """Returns how many groups each column of `Sheets.first_groups` keeps, from none to all."""
         groups = self._model.config.num_groups
         columns = min(groups + 1, _COLUMNS - 1)
         return np.linspace(0, groups, columns).round().astype(int).tolist()

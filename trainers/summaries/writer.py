@@ -1,4 +1,4 @@
-"""What a run logs, and when."""
+"""Writes the event files of a run."""
 
 from __future__ import annotations
 

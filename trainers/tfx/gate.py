@@ -33,7 +33,7 @@ class Verdict:
 
     @property
     def blessed(self) -> bool:
-        """Whether the new model's bits per dimension are finite and not above the baseline's."""
+        """True if the new model's bits per dimension are finite and not above the baseline's."""
         if not math.isfinite(self.bits_per_dim):
             return False
         baseline = self.baseline_bits_per_dim

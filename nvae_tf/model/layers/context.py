@@ -26,7 +26,7 @@ _local = threading.local()
 
 @dataclasses.dataclass
 class Call:
-    """What the layers of a model find, and leave, during one call of it.
+    """One call of a model: the things that its layers find and leave during it.
 
     Attributes:
       layer: The model, or the part of it that is called.
@@ -62,7 +62,7 @@ def functional_call(
     recompute: bool = False,
     initialize: bool = False,
 ) -> Iterator[Call]:
-    """In this scope, a layer computes with given values, and nothing that it does changes it.
+    """Makes a layer compute with given values inside of the scope, without changing it.
 
     Args:
       layer: The model, or the part of it that is called.

@@ -47,7 +47,7 @@ def recompute(
                 again = [tf.identity(tensor) for tensor in (x, *tensors)]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(again)
-                y_again, _ = run(*again)
+                y_again = run(*again)[0]
             return tape.gradient(y_again, again, dy)
 
         return (y, *statistics), gradient
