@@ -12,11 +12,11 @@ _MCONV = re.compile(r"mconv_e(\d+)k(\d+)g(\d+)")
 class Operation:
     """One operation in the branch of a residual cell.
 
-    `kind` is `mconv` for an inverted bottleneck. For a 3x3 convolution it names what precedes the
+    `family` is `mconv` for an inverted bottleneck. For a 3x3 convolution it names what precedes the
     convolution: `bnswish`, `bnelu` or `elu`. With `groups` 0 the convolution is depthwise.
     """
 
-    kind: str
+    family: str
     dilation: int = 1
     expansion: int = 0
     kernel_size: int = 3

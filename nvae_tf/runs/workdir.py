@@ -96,18 +96,18 @@ class Workdir:
                 "Choose another --workdir."
             )
 
-    def checkpoint(self, which: str) -> str | None:
+    def checkpoint(self, name: str) -> str | None:
         """Returns the path prefix of a checkpoint's files, which ends in its step; or None.
 
         Args:
-          which: `"latest"`, or `"best"` for the one with the lowest validation -ELBO.
+          name: `"latest"`, or `"best"` for the one with the lowest validation -ELBO.
 
         Raises:
           ValueError: The word is another one.
         """
-        if which not in CHECKPOINTS:
-            raise ValueError(f"checkpoint must be latest or best, received {which!r}.")
-        directory = self.checkpoints if which == "latest" else self.best_checkpoints
+        if name not in CHECKPOINTS:
+            raise ValueError(f"checkpoint must be latest or best, received {name!r}.")
+        directory = self.checkpoints if name == "latest" else self.best_checkpoints
         return newest_checkpoint(directory)
 
     def latest_checkpoint(self) -> str | None:
@@ -120,16 +120,16 @@ class Workdir:
         return self / "evaluation.json"
 
     def write_evaluation(
-        self, result: dict[str, Any], path: str | None = None, which: str = "latest"
+        self, result: dict[str, Any], path: str | None = None, checkpoint: str = "latest"
     ) -> str:
         """Writes an evaluation as JSON, with the checkpoint's step; returns the text.
 
         Args:
           result: The fields of the evaluation.
           path: Path of the file; None: `self.evaluation`.
-          which: The checkpoint that was evaluated, `"latest"` or `"best"`.
+          checkpoint: The one that was evaluated, `"latest"` or `"best"`.
         """
-        step = checkpoint_step(self.checkpoint(which))
+        step = checkpoint_step(self.checkpoint(checkpoint))
         text = json.dumps({"step": step, **result}, indent=2)
         write_atomically(path or self.evaluation, text + "\n")
         return text

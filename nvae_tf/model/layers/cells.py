@@ -188,7 +188,7 @@ class ConvolutionBranch(keras.layers.Layer):
     def build(self, input_shape: tuple) -> None:
         operation = parse_operation(self.operation)
         common = {"dtype": self.dtype_policy}
-        activation = {"bnswish": "swish", "bnelu": "elu"}.get(operation.kind)
+        activation = {"bnswish": "swish", "bnelu": "elu"}.get(operation.family)
         self.normalization = (
             BatchNormalization(activation, name="normalization", **common) if activation else None
         )
@@ -197,7 +197,7 @@ class ConvolutionBranch(keras.layers.Layer):
             kernel_size=3,
             strides=2 if self.kind == "down" else 1,
             dilation=operation.dilation,
-            data_init=operation.kind == "elu",
+            data_init=operation.family == "elu",
             name="convolution",
             **common,
         )
@@ -321,7 +321,7 @@ class ResidualCell(keras.layers.Layer):
             self.skip = UpSkip(filters, name="skip", **common)
         self.branch = []
         for i, name in enumerate(self.operations):
-            is_mconv = parse_operation(name).kind == "mconv"
+            is_mconv = parse_operation(name).family == "mconv"
             layer_class = InvertedBottleneck if is_mconv else ConvolutionBranch
             kind = self.kind if i == 0 else "normal"
             self.branch.append(layer_class(name, filters, kind, name=f"operation_{i}", **common))
