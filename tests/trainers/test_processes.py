@@ -114,6 +114,7 @@ def test_a_run_whose_worker_was_killed_goes_on(tmp_path):
     chief, worker = start_workers(killed)
     wait_for_checkpoint(killed, 4)
     worker.kill()
+    worker.communicate()
     chief.communicate(timeout=300)  # sees that the worker is gone, and ends by itself
     assert chief.returncode != 0
     outputs = [finish(process) for process in start_workers(killed)]

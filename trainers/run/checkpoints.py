@@ -60,7 +60,7 @@ class Checkpointer:
     def _save(self, directory: str, keep: int) -> None:
         state = self._trainer.state
         items = state.checkpoint_items() | {_BEST: tf.constant(self._best, tf.float32)}
-        write_checkpoint(directory, int(state.step), self._trainer.model.variables, items, keep)
+        write_checkpoint(directory, state.steps_done, self._trainer.model.variables, items, keep)
 
     def clear_leftovers(self) -> None:
         """Removes what a save that was killed left behind."""

@@ -31,7 +31,7 @@ def first_non_finite(trainer: Trainer, images: tf.Tensor) -> str:
     for path, value in values.items():
         if not _is_finite(value):
             return f"the variable {path}"
-    seed = [trainer.config.train.seed, int(trainer.state.step)]
+    seed = [trainer.config.train.seed, trainer.state.steps_done]
     noise = [part[: len(images)] for part in model.draw_noise(len(images), seed)]
     weights = {v.path: values[v.path] for v in model.trainable_variables}
     with tf.GradientTape() as tape, _observed(model) as layers:

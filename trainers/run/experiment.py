@@ -116,7 +116,7 @@ class _Run:
     @property
     def step(self) -> int:
         """The number of steps done."""
-        return int(self._trainer.state.step)
+        return self._trainer.state.steps_done
 
     def say(self, text: str) -> None:
         """Prints a text on the chief."""

@@ -52,7 +52,7 @@ class Progress:
         self._model.release()
         self._evaluator = LikelihoodEvaluator(self._model)
         examples = evaluation_batches(test_images[:EXAMPLES], config.model, EXAMPLES)
-        step = int(trainer.state.step)
+        step = trainer.state.steps_done
         self._summaries = Summaries(
             workdir,
             config,

@@ -66,6 +66,11 @@ class TrainState(tf.Module):
         """The size of all variables, on each replica."""
         return sum(v.shape.num_elements() * v.dtype.size for v in self.variables)
 
+    @property
+    def steps_done(self) -> int:
+        """The value of `step`."""
+        return int(self.step.numpy())  # int() alone does not know mirrored variables
+
     def model_values(self) -> Values:
         """Reads weights and moving averages by path."""
         return self.weights.by_path() | self.statistics.by_path()

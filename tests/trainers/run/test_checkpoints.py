@@ -63,6 +63,21 @@ def test_a_checkpoint_holds_everything(tmp_path):
     assert np.any(kernel.numpy() != trainer.state.model_values()[kernel.path])
 
 
+def test_replicas_restore_what_one_device_saved(saved, tmp_path):
+    workdir, trainer = saved
+    mirrored = Trainer(CONFIG, make_strategy("mirrored"), num_images=100)
+    assert mirrored.strategy.num_replicas_in_sync == 2
+    assert Checkpointer(mirrored, workdir).restore()
+    expected = trainer.state.checkpoint_items()
+    for name, value in mirrored.state.checkpoint_items().items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    for variable in mirrored.state.weights.stacks:  # on both of them
+        np.testing.assert_array_equal(*mirrored.strategy.experimental_local_results(variable))
+    other = Workdir(tmp_path)
+    Checkpointer(mirrored, other).save()
+    assert other.latest_checkpoint().endswith(f"-{trainer.state.steps_done}")
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.write_config(CONFIG)

@@ -65,7 +65,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, capsys):
 
     def save_then_die(self):
         save(self)
-        if int(self._trainer.state.step) == 2:
+        if self._trainer.state.steps_done == 2:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
@@ -111,7 +111,7 @@ def test_load_model_gives_the_trained_weights(finished):
     values = trainer.state.model_values()
     for variable in loaded.variables:
         np.testing.assert_array_equal(values[variable.path], variable.numpy())
-    assert int(trainer.state.step) == int(trainer.state.iterations) == 4
+    assert trainer.state.steps_done == int(trainer.state.iterations) == 4
 
 
 def test_load_model_of_nothing(tmp_path):
