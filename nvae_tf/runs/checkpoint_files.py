@@ -139,7 +139,10 @@ class CheckpointReader:
           ValueError: They differ. The message names the first variable that does.
         """
         if _LAYOUT not in self._shapes:
-            raise ValueError(f"The checkpoint {self.prefix!r} was not written by nvae-tf.")
+            raise ValueError(
+                f"The checkpoint {self.prefix!r} does not say of which model it is: this version "
+                "of nvae-tf has not written it."
+            )
         theirs = [line.decode() for line in self.read(_LAYOUT)]
         ours = layout(variables)
         for number, (a, b) in enumerate(zip(theirs, ours)):

@@ -1,1 +1,1 @@
-"""Training adds to a model: objective, regularisation, optimiser and averages."""
+"""Everything that training adds to a model: objective, regularisation, optimiser, averages."""
