@@ -13,7 +13,7 @@ from nvae_tf.model.distributions import ImageDistribution, ResidualNormal
 from nvae_tf.model.layers.context import Call, current_call, functional_call
 from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE, InferenceOutput, InferredGroup
-from nvae_tf.model.stacks import StackLayout, Values, stack_values
+from nvae_tf.model.stacks import StackLayout, Values, read_values, stack_values
 
 
 class _Weights(NamedTuple):
@@ -28,10 +28,11 @@ class InferenceModel:
 
     Normalising the kernels takes as long as a few samples do, so what calls a model many times with
     the same weights calls it by way of this class. It answers like `NVAE`, without training. Its
-    weights are those of the moment of its construction, or of the newest `take` or `update`.
+    weights are those of the newest `take` or `update`; else a model's own are read when it first
+    answers.
 
     Args:
-      model: The model, or its structure.
+      model: The model, or its structure, which answers after a `take` only.
       values: The values of the model's variables by path; None: their own.
 
     Attributes:
@@ -52,8 +53,8 @@ class InferenceModel:
         self._bank = KernelBank(model.convolutions())
         used = {v.path for layer in model.convolutions() for v in layer.kernel_variables()}
         self._others = StackLayout([v for v in model.variables if v.path not in used])
-        self._follows = values is None
-        self._weights = self._prepare(values)
+        self._follows = values is None and model.has_own_values
+        self._weights: _Weights | None = None if values is None else self._prepare(values)
 
     @classmethod
     def of(cls, model: NVAE | InferenceModel) -> InferenceModel:
@@ -62,7 +63,7 @@ class InferenceModel:
 
     def _prepare(self, values: Values | None) -> _Weights:
         if values is None:
-            values = {v.path: tf.convert_to_tensor(v) for v in self.model.variables}
+            values = read_values(self.model.variables)
         return _Weights(self._bank.compute(stack_values(values)), self._others.join(values))
 
     def take(self, values: Values | None = None) -> None:
@@ -84,7 +85,16 @@ class InferenceModel:
 
     def release(self) -> None:
         """Frees the prepared weights, until the next `take`."""
-        self._weights = _Weights([], [])
+        self._weights = None
+
+    def _ready(self) -> _Weights:
+        if self._weights is None:
+            if not self._follows:
+                raise RuntimeError("This model has no weights: `take` gives it some.")
+            with tf.init_scope():  # a graph that is being traced must not own them
+                self.take()
+        assert self._weights
+        return self._weights
 
     def in_variables(self) -> InferenceModel:
         """Returns a copy whose weights are `tf.Variable`s, which a SavedModel can hold.
@@ -94,7 +104,7 @@ class InferenceModel:
         copy = InferenceModel.__new__(InferenceModel)
         copy.__dict__.update(self.__dict__)
         copy._weights = tf.nest.map_structure(
-            lambda tensor: tf.Variable(tensor, trainable=False, name="weights"), self._weights
+            lambda tensor: tf.Variable(tensor, trainable=False, name="weights"), self._ready()
         )
         return copy
 
@@ -105,15 +115,16 @@ class InferenceModel:
         Yields:
           The call, which has the batch's statistics after a call in training mode.
         """
-        with self._using(self._weights) as call:
+        with self._using() as call:
             yield call
 
     @contextlib.contextmanager
-    def _using(self, weights: _Weights) -> Iterator[Call]:
+    def _using(self, weights: _Weights | None = None) -> Iterator[Call]:
         outer = current_call()
         if outer and outer.layer is self.model and outer.has_values:
             yield outer  # one answer is part of another
             return
+        weights = weights or self._ready()
         values = self._others.split([tf.convert_to_tensor(stack) for stack in weights.others])
         kernels = self._bank.split([tf.convert_to_tensor(stack) for stack in weights.kernels])
         with functional_call(self.model, values, kernels) as call:
@@ -134,7 +145,7 @@ class InferenceModel:
                 return function(*args)
 
         traced = tf.function(with_weights, autograph=False, **options)
-        return lambda *args: traced(self._weights, *args)
+        return lambda *args: traced(self._ready(), *args)
 
     # Answers, as `NVAE` gives them.
 

@@ -14,7 +14,7 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.model.distributions import ImageDistribution, ResidualNormal, image_distribution
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.convolution import WeightNormConvolution
-from nvae_tf.model.stacks import Values
+from nvae_tf.model.stacks import Values, read_values
 from nvae_tf.model.towers import Towers
 
 
@@ -86,7 +86,7 @@ class NVAE(Towers):
         """
         with keras.StatelessScope(initialize_variables=False):
             model = cls(config, **kwargs)
-        model._has_own_values = False
+        model.has_own_values = False
         return model
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -317,10 +317,11 @@ class NVAE(Towers):
         ]
         if not chosen:
             return {}
-        own = {variable.path: tf.convert_to_tensor(variable) for variable in self.variables}
-        with functional_call(self, values or own, initialize=True):
+        if values is None:
+            values = read_values(self.variables)
+        with functional_call(self, values, initialize=True):
             self.infer(images, self.draw_noise(len(images), seed), training=True)
-            return {variable.path: tf.convert_to_tensor(variable) for variable in chosen}
+            return read_values(chosen)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}

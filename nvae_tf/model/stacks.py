@@ -20,6 +20,11 @@ Values: TypeAlias = Mapping[str, tf.Tensor]  # by the path of the variable that 
 StackFunction: TypeAlias = Callable[[Sequence[keras.Variable]], tf.Tensor]
 
 
+def read_values(variables: Iterable[keras.Variable]) -> dict[str, tf.Tensor]:
+    """Reads the values of variables by path."""
+    return {variable.path: tf.convert_to_tensor(variable) for variable in variables}
+
+
 def stack_variables(variables: Sequence[keras.Variable]) -> tf.Tensor:
     """Reads the variables one by one and copies them into one tensor (n, ...)."""
     return tf.stack([tf.convert_to_tensor(variable) for variable in variables])

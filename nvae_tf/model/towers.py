@@ -44,6 +44,7 @@ class Towers(keras.Model):
     Attributes:
       config: The argument of that name.
       groups: The latent groups with their layers, top-down: group 0 has the lowest resolution.
+      has_own_values: Whether the variables have values, and are not structure alone.
     """
 
     def __init__(self, config: ModelConfig, name: str, **kwargs: Any):
@@ -51,7 +52,7 @@ class Towers(keras.Model):
         self.config = config
         # Layers inside of a `LatentGroup` are invisible to Keras, so all of them stand here, too.
         self.parts: list[keras.layers.Layer] = []
-        self._has_own_values = True
+        self.has_own_values = True
         with tf.variable_creator_scope(_create_unnamed):
             bottom_up, shapes = self._build_bottom_up()
             latent = self._build_latent_layers(shapes[::-1])
@@ -279,7 +280,7 @@ class Towers(keras.Model):
 
     def _require_values(self) -> None:
         call = current_call()
-        if not self._has_own_values and not (call and call.has_values):
+        if not self.has_own_values and not (call and call.has_values):
             raise RuntimeError(
                 "This model is structure alone: its values are elsewhere, in the state of a "
                 "training run. Call it inside of functional_call, or by way of an InferenceModel."

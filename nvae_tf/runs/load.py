@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
-import tensorflow as tf
-
 from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.stacks import read_values
 from nvae_tf.runs.checkpoint_files import AVERAGE, MODEL, CheckpointReader, write_checkpoint
 from nvae_tf.runs.workdir import Workdir
 
@@ -51,5 +50,5 @@ def save_weights(model: NVAE, workdir: Workdir) -> None:
       model: The model whose weights they are.
       workdir: The directory of the run, which must not have started yet.
     """
-    values = {f"{MODEL}/{v.path}": tf.convert_to_tensor(v) for v in model.variables}
+    values = {f"{MODEL}/{path}": value for path, value in read_values(model.variables).items()}
     write_checkpoint(workdir.checkpoints, 0, model.variables, values, keep=1)

@@ -81,6 +81,9 @@ def test_a_structure_has_the_values_that_it_is_given(model):
         structure.infer(images, noise)
     with pytest.raises(RuntimeError, match="structure alone"), functional_call(structure):
         structure.generate(3, 1.0, noise)
+    waiting = InferenceModel(structure)
+    with pytest.raises(RuntimeError, match="has no weights"):
+        waiting.infer(images, noise)
     inference = InferenceModel(structure, values_of(model))
     assert_same(inference.infer(images, noise), model.infer(images, noise))
     assert not [v for v in structure.variables if v._value is not None]  # no memory of their own

@@ -48,8 +48,7 @@ class Progress:
         self._trainer = trainer
         self._workdir = workdir
         self._test_images = test_images
-        self._model = InferenceModel(trainer.model, trainer.state.evaluation_values())
-        self._model.release()
+        self._model = InferenceModel(trainer.model)  # without weights until it evaluates
         self._evaluator = LikelihoodEvaluator(self._model)
         examples = evaluation_batches(test_images[:EXAMPLES], config.model, EXAMPLES)
         step = trainer.state.steps_done

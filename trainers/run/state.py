@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.model.stacks import StackedVariables, StackLayout, Values
+from nvae_tf.model.stacks import StackedVariables, StackLayout, Values, read_values
 from nvae_tf.runs.checkpoint_files import AVERAGE, MODEL, CheckpointReader
 from nvae_tf.training.regularization import Regularizer
 from trainers.run.guard import Guard
@@ -39,7 +39,7 @@ class TrainState(tf.Module):
         super().__init__(name="state")
         self._variables_of_model = model.variables
         layout = StackLayout(model.trainable_variables, regularizer.variable_groups())
-        initial = {v.path: tf.convert_to_tensor(v) for v in model.variables}
+        initial = read_values(model.variables)
         self.weights = StackedVariables(layout, layout.join(initial), "weights")
         layout_of_statistics = StackLayout(model.non_trainable_variables)
         self.statistics = StackedVariables(

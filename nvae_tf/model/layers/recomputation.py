@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from nvae_tf.model.layers.context import Call, functional_call
 from nvae_tf.model.layers.convolution import Convolution
+from nvae_tf.model.stacks import read_values
 
 
 def recompute(
@@ -28,7 +29,7 @@ def recompute(
     """
     convolutions = [part for part in layer._flatten_layers() if isinstance(part, Convolution)]
     kernels = {part.kernel.path: part.effective_kernel() for part in convolutions}
-    values = {variable.path: tf.convert_to_tensor(variable) for variable in layer.variables}
+    values = read_values(layer.variables)
     averages = [variable.path for variable in layer.variables if not variable.trainable]
 
     def run(x: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
