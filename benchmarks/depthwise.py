@@ -35,7 +35,7 @@ def _gradient(convolve):
 
 def main(argv: list[str]) -> None:
     del argv
-    use_devices()
+    use_devices(training=True)
     rows = []
     for shape in _SHAPES:
         x, dy = (tf.random.stateless_normal(shape, (0, i)) for i in range(2))

@@ -50,7 +50,7 @@ def measure_chain(fused: bool) -> Measurement:
     Args:
       fused: Whether normalisation and swish are one layer of this package, or Keras's layers.
     """
-    use_devices()
+    use_devices(training=True)
     if fused:
         norms = [BatchNormalization("swish") for _ in range(_CHAIN)]
     else:
@@ -77,7 +77,7 @@ def measure_chain(fused: bool) -> Measurement:
 
 def measure_preset(config: ExperimentConfig, steps: int) -> Measurement:
     """Measures training steps on random images."""
-    use_devices()
+    use_devices(training=True)
     images = random_images(config)
     trainer = Trainer(config, make_strategy("one_device"), len(images))
     batches = trainer.distribute(training_batches(images, config))

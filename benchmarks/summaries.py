@@ -50,7 +50,7 @@ class Costs(NamedTuple):
 
 def measure_summaries(name: str, steps: int) -> Costs:
     """Times a workload's training steps and their summaries."""
-    use_devices()
+    use_devices(training=True)
     config = (configurations() | {"quickstart": presets.get("quickstart")})[name]
     images = random_images(config)
     trainer = Trainer(config, make_strategy(config.train.strategy), len(images))

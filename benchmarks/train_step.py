@@ -28,7 +28,7 @@ _STEPS = flags.DEFINE_integer("steps", 15, "Steps whose median counts.", lower_b
 
 def measure_training(config: ExperimentConfig, steps: int) -> Measurement:
     """Times training steps on random images."""
-    use_devices()
+    use_devices(training=True)
     images = random_images(config)
 
     def prepare() -> Callable[[], object]:

@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
         presets.get(_PRESET.value).override(overrides)  # raises an error before the work
         root = os.path.abspath(_ROOT.value)
         examples = os.path.abspath(_EXAMPLES.value or os.path.join(root, "examples"))
-        use_devices()
+        use_devices(training=True)
         if not _EXAMPLES.value and not os.path.exists(examples):
             os.makedirs(root, exist_ok=True)
             write_embedded_images(examples)

@@ -55,12 +55,17 @@ def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
         sys.exit(f"Error: {message}")
 
 
-def use_devices() -> None:
-    """Configures TensorFlow for the devices of this machine, before any computation."""
+def use_devices(training: bool = False) -> None:
+    """Configures TensorFlow for the devices of this machine, before any computation.
+
+    Args:
+      training: Whether the program trains.
+    """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-    else:
-        # On CPUs Grappler takes longer than building the graph, and gains nothing in the step.
+    elif training:
+        # On CPUs Grappler takes longer than building the graph, and gains nothing in the step. In
+        # graphs that only answer it joins convolutions with their biases and activations.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})

@@ -20,7 +20,7 @@ from nvae_tf.config import ExperimentConfig, ModelConfig, TrainConfig
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], 2 * [tf.config.LogicalDeviceConfiguration()]
 )
-use_devices()  # as the programs do: without Grappler, which takes longer than most tests
+use_devices(training=True)  # without Grappler, which takes longer than most tests
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

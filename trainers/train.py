@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         workdir = Workdir(_WORKDIR.value)
         config = requested_config(workdir)
         steps = StepRange.parse(_PROFILE_STEPS.value) if _PROFILE_STEPS.value else None
-        use_devices()
+        use_devices(training=True)
         logging.set_verbosity(logging.WARNING)
         try:
             train(config, workdir, steps)

@@ -81,7 +81,7 @@ def run_fn(fn_args: FnArgs) -> None:
     workdir = Workdir(fn_args.model_run_dir)
     config = requested_config(fn_args)
     base = _base_run(fn_args.base_model, config) if fn_args.base_model else None
-    use_devices()
+    use_devices(training=True)
     _copy_examples(fn_args, config)
     if base and not workdir.latest_checkpoint():
         save_weights(load_model(base.path), workdir)
