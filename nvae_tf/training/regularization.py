@@ -71,7 +71,8 @@ class Regularizer:
         values, moved = [], []
         for stack, vector in zip(kernels, vectors):
             matrices = tf.reshape(stack, [stack.shape[0], -1, stack.shape[-1]])
-            moved.append(_power_iteration(matrices, vector, iterations))
+            next_vector = _power_iteration(tf.stop_gradient(matrices), vector, iterations)
+            moved.append(tf.stop_gradient(tf.ensure_shape(next_vector, vector.shape)))
             values.append(_singular_values(matrices, moved[-1]))
         return tf.concat(values, axis=0), moved
 
@@ -94,15 +95,34 @@ def _by_width(variables: Sequence[keras.Variable]) -> list[list[keras.Variable]]
     return list(groups.values())
 
 
-def _power_iteration(matrices: tf.Tensor, right: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
-    """Returns right singular vectors (n, b) of matrices (n, a, b), without gradient."""
-    matrices = tf.stop_gradient(matrices)
+# One function of the graph for stacks of all shapes.
+@tf.function(
+    autograph=False,
+    input_signature=[
+        tf.TensorSpec([None, None, None]),
+        tf.TensorSpec([None, None]),
+        tf.TensorSpec([], tf.int32),
+    ],
+    experimental_attributes={"_noinline": True},
+)
+def _power_iteration(matrices: tf.Tensor, right: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Returns right singular vectors (n, b) of matrices (n, a, b) after so many iterations.
 
-    def step(i: tf.Tensor, right: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        left = _unit(tf.linalg.matvec(matrices, right))
-        return i + 1, _unit(tf.linalg.matvec(matrices, left, transpose_a=True))
+    It takes one matrix after the other: a matrix fits into the cache, where all iterations but the
+    first find it. A whole stack would be read from memory twice in each of them.
+    """
 
-    return tf.stop_gradient(tf.while_loop(lambda i, _: i < count, step, (0, right))[1])
+    def iterate(number: tf.Tensor) -> tf.Tensor:
+        matrix = matrices[number]  # without a copy, unlike the elements of a map
+
+        def step(i: tf.Tensor, right: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            left = _unit(tf.matmul(matrix, right))
+            return i + 1, _unit(tf.matmul(matrix, left, transpose_a=True))
+
+        return tf.while_loop(lambda i, _: i < count, step, (0, right[number][:, None]))[1][:, 0]
+
+    numbers = tf.range(tf.shape(matrices)[0])
+    return tf.map_fn(iterate, numbers, fn_output_signature=tf.TensorSpec([None]))
 
 
 @tf.custom_gradient
@@ -111,11 +131,11 @@ def _singular_values(matrices: tf.Tensor, right: tf.Tensor) -> tuple:
     product = tf.linalg.matvec(matrices, right)
 
     def gradient(d_values: tf.Tensor) -> tuple[tf.Tensor, None]:
-        left = _unit(product) * d_values[:, None]
+        left = _unit(product, axis=-1) * d_values[:, None]
         return left[:, :, None] * right[:, None, :], None
 
     return tf.norm(product, axis=1), gradient
 
 
-def _unit(vectors: tf.Tensor) -> tf.Tensor:
-    return vectors / (tf.norm(vectors, axis=-1, keepdims=True) + _MIN_NORM)
+def _unit(vectors: tf.Tensor, axis: int = -2) -> tf.Tensor:
+    return vectors / (tf.norm(vectors, axis=axis, keepdims=True) + _MIN_NORM)

@@ -88,19 +88,15 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             self._num_channels = num_channels
             self._num_mixtures = num_mixtures
             self._num_bits = num_bits
-            self._logits = self._params[..., :num_mixtures]
-            shape = tf.concat(
-                [tf.shape(self._params)[:-1], [num_channels, -1, num_mixtures]], axis=0
-            )
-            by_channel = tf.reshape(self._params[..., num_mixtures:], shape)  # [..., C, blocks, M]
-            self._means = by_channel[..., 0, :]
-            self._log_scales = tf.maximum(by_channel[..., 1, :], _MIN_LOG_SCALE)
-            coefficients = tf.tanh(by_channel[..., 2:, :])
-            # One entry per (channel, block), channels slowest: k_10, k_20, k_21, ...
+            # One split, for the gradient of every slice would be as large as all parameters.
+            pieces = tf.split(self._params, expected // num_mixtures, axis=-1)  # [..., M] each
+            self._logits, by_channel = pieces[0], pieces[1:]
+            size = 2 + num_coefficients(num_channels)
+            self._means = by_channel[0::size]  # by channel
+            self._log_scales = [tf.maximum(piece, _MIN_LOG_SCALE) for piece in by_channel[1::size]]
+            # Channels slowest: k_10, k_20, k_21, ...
             self._coefficients = [
-                coefficients[..., channel, block, :]
-                for channel in range(num_channels)
-                for block in range(num_coefficients(num_channels))
+                tf.tanh(piece) for number, piece in enumerate(by_channel) if number % size >= 2
             ]
         super(DiscretizedLogisticMixture, self).__init__(  # noqa: UP008 (it would be in locals())
             dtype=self._params.dtype,
@@ -124,11 +120,11 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         return tf.constant([self._num_channels], tf.int32)
 
     def _conditional_mean(
-        self, channel: int, means: tf.Tensor, coefficients: list, previous: list
+        self, channel: int, means: list, coefficients: list, previous: list
     ) -> tf.Tensor:
         """Returns the mean of a channel given the previous channels' values in [-1, 1]."""
         first = channel * (channel - 1) // 2
-        mean = means[..., channel, :]
+        mean = means[channel]
         for index, value in enumerate(previous):
             mean += coefficients[first + index] * value
         return mean
@@ -139,7 +135,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         log_prob = tf.nn.log_softmax(self._logits)
         for c, value in enumerate(values):
             mean = self._conditional_mean(c, self._means, self._coefficients, values[:c])
-            log_prob += self._bin_log_prob(value, mean, self._log_scales[..., c, :])
+            log_prob += self._bin_log_prob(value, mean, self._log_scales[c])
         return tf.reduce_logsumexp(log_prob, axis=-1)
 
     def _bin_log_prob(self, x: tf.Tensor, mean: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
@@ -172,30 +168,29 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         def choose(parameter: tf.Tensor) -> tf.Tensor:  # [..., M] to [n, ...]
             return tf.reduce_sum(parameter * chosen, axis=-1)
 
-        def choose_by_channel(parameter: tf.Tensor) -> tf.Tensor:  # [..., C, M] to [n, ..., C]
-            return tf.reduce_sum(parameter * chosen[..., None, :], axis=-1)
-
-        means = choose_by_channel(self._means)
-        log_scales = choose_by_channel(self._log_scales)
+        means = [choose(mean)[..., None] for mean in self._means]
+        log_scales = tf.stack([choose(log_scale) for log_scale in self._log_scales], axis=-1)
         coefficients = [choose(k)[..., None] for k in self._coefficients]
-        uniform = self._uniform(tf.shape(means), value_seed)
+        uniform = self._uniform(tf.shape(log_scales), value_seed)
         noise = tf.exp(log_scales) * (tf.math.log(uniform) - tf.math.log1p(-uniform))
-        return self._chain(means[..., None], coefficients, noise)
+        return self._chain(means, coefficients, tf.split(noise, self._num_channels, axis=-1))
 
     def _mean(self) -> tf.Tensor:
         weights = tf.nn.softmax(self._logits)
-        means = tf.reduce_sum(self._means * weights[..., None, :], axis=-1)
-        coefficients = [
-            tf.reduce_sum(k * weights, axis=-1, keepdims=True) for k in self._coefficients
-        ]
-        return self._chain(means[..., None], coefficients, tf.zeros_like(means))
 
-    def _chain(self, means: tf.Tensor, coefficients: list, noise: tf.Tensor) -> tf.Tensor:
+        def expect(parameter: tf.Tensor) -> tf.Tensor:  # [..., M] to [..., 1]
+            return tf.reduce_sum(parameter * weights, axis=-1, keepdims=True)
+
+        means = [expect(mean) for mean in self._means]
+        coefficients = [expect(k) for k in self._coefficients]
+        return self._chain(means, coefficients, [0.0] * self._num_channels)
+
+    def _chain(self, means: list, coefficients: list, noise: list) -> tf.Tensor:
         """Computes the channels' values in [0, 1] one after the other, each from those before."""
         values: list[tf.Tensor] = []
         for c in range(self._num_channels):
             mean = self._conditional_mean(c, means, coefficients, values)
-            values.append(tf.clip_by_value(mean + noise[..., c, None], -1.0, 1.0))
+            values.append(tf.clip_by_value(mean + noise[c], -1.0, 1.0))
         return 0.5 * (tf.concat(values, axis=-1) + 1.0)
 
     def _uniform(self, shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

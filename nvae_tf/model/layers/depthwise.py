@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-# Number of image values per operation of the filter gradient, few enough for the CPU's cache.
-_BLOCK = 65536
 # In TensorFlow 2.16 the forward pass hangs for kernels as large as an image; 2.21 is tested.
 _LARGE_KERNELS_WORK = tuple(map(int, tf.__version__.split(".")[:2])) >= (2, 21)
 
@@ -33,13 +31,8 @@ def depthwise_convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     @tf.custom_gradient
     def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            dx = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
-                input_sizes=x.shape,
-                filter=kernel,
-                out_backprop=dy,
-                strides=[1, 1, 1, 1],
-                padding="SAME",
-            )
+            # The forward pass with a turned kernel, which is faster than TensorFlow's own gradient.
+            dx = _native(dy, tf.reverse(kernel, [0, 1]))
             return dx, _filter_gradient(x, dy, kernel.shape[0])
 
         return _native(x, kernel), gradient
@@ -51,30 +44,17 @@ def _native(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME")
 
 
-# As a function of the graph, its hundred operations are not repeated for every layer.
+# As a function of the graph, its operations are not repeated for every layer.
 @tf.function(autograph=False, experimental_attributes={"_noinline": True})
 def _filter_gradient(x: tf.Tensor, dy: tf.Tensor, size: int) -> tf.Tensor:
-    """Computes the kernel's gradient (k, k, C, 1) from x and dy, both (B, H, W, C)."""
-    batch, height, width, channels = x.shape
-    largest = max(_BLOCK // (height * width * channels), 1)
-    block = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= largest)
+    """Computes the kernel's gradient (k, k, C, 1) from x and dy, both (B, H, W, C).
+
+    It takes one image after the other, for then neither is ever copied into another order.
+    """
     border = [size // 2, size // 2]
-    x = tf.pad(x, [[0, 0], border, border, [0, 0]])
-    blocks = zip(tf.split(x, batch // block), tf.split(dy, batch // block))
+    padding = [[0, 0], border, border, [0, 0]]
     sums = [
-        tf.nn.depthwise_conv2d(
-            _images_as_channels(images)[None],
-            _images_as_channels(gradients)[..., None],
-            [1, 1, 1, 1],
-            "VALID",
-        )
-        for images, gradients in blocks
+        tf.nn.depthwise_conv2d(image, gradient[..., None], [1, 1, 1, 1], padding)
+        for image, gradient in zip(tf.split(x, x.shape[0]), tf.unstack(dy))
     ]
-    per_image = tf.reshape(tf.add_n(sums), [size, size, block, channels])
-    return tf.reduce_sum(per_image, axis=2)[..., None]
-
-
-def _images_as_channels(x: tf.Tensor) -> tf.Tensor:
-    """Moves the batch axis of (b, H, W, C) into the channels: (H, W, b C)."""
-    batch, height, width, channels = x.shape
-    return tf.reshape(tf.transpose(x, [1, 2, 0, 3]), [height, width, batch * channels])
+    return tf.reshape(tf.add_n(sums), [size, size, x.shape[-1], 1])
