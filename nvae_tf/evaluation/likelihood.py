@@ -13,6 +13,10 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.training.objective import bits_per_dimension
 
+# Rows of a pass through the top-down path. With fewer than 32, CPUs need longer for each of them
+# (`python -m benchmarks.likelihood`); with more, only memory grows.
+_ROWS = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodResult:
@@ -85,7 +89,8 @@ class ImageLikelihoods:
 class LikelihoodEvaluator:
     """Bounds on the likelihood of images; traces the model once, however often it is called.
 
-    The bottom-up pass of an image does not depend on the draws of z, so all draws share it.
+    The bottom-up pass of an image does not depend on the draws of z, so all draws share it. Small
+    batches are drawn from several times at once.
 
     Args:
       model: The model to evaluate, with its moving averages. An `NVAE` is prepared anew for each
@@ -95,16 +100,38 @@ class LikelihoodEvaluator:
     def __init__(self, model: AnyModel):
         self._model = InferenceModel.of(model)
         self._bottom_up = self._model.function(self._model.bottom_up, reduce_retracing=True)
-        self._draw = self._model.function(self._draw_once, reduce_retracing=True)
+        self._draw = self._model.function(self._draw_together, reduce_retracing=True)
 
-    def _draw_once(
-        self, images: tf.Tensor, features: list[tf.Tensor], seed: tf.Tensor
+    def _draw_together(
+        self, images: tf.Tensor, features: list[tf.Tensor], seed: tf.Tensor, draws: int
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns -log p(x|z) [B], KL [B, L] and log p(z) / q(z|x) [B] of one draw per image."""
-        noise = self._model.draw_noise(tf.shape(images)[0], seed)
-        output = self._model.infer_from_features(features, noise)
-        reconstruction = -self._model.likelihood(output.logits).log_prob(images)
-        return reconstruction, output.kl_per_group, output.log_p - output.log_q
+        """Draws z for all images several times, in one batch of k B rows.
+
+        Args:
+          images: (B, H, W, C).
+          features: What `bottom_up` made of them.
+          seed: Two integers, of which the second one is the first draw's number.
+          draws: k.
+
+        Returns:
+          -log p(x|z) [k, B], KL [k, B, L] and log p(z) / q(z|x) [k, B].
+        """
+        batch = tf.shape(images)[0]
+        # A draw is the same in whichever company it is made.
+        noises = [
+            self._model.draw_noise(batch, tf.stack([seed[0], seed[1] + number]))
+            for number in range(draws)
+        ]
+        noise = [tf.concat(group, axis=0) for group in zip(*noises)]
+        rows = [_repeat(feature, draws) for feature in features]
+        output = self._model.infer_from_features(rows, noise)
+        log_prob = self._model.likelihood(output.logits).log_prob(_repeat(images, draws))
+        kl, log_ratio = output.kl_per_group, output.log_p - output.log_q
+        return (
+            tf.reshape(-log_prob, [draws, batch]),
+            tf.reshape(kl, [draws, batch, kl.shape[1]]),
+            tf.reshape(log_ratio, [draws, batch]),
+        )
 
     def evaluate(
         self,
@@ -142,11 +169,14 @@ class LikelihoodEvaluator:
         for number, images in enumerate(batches):
             features = self._bottom_up(images)
             first = number * num_iw_samples
+            together = _draws_together(len(images), num_iw_samples)
             draws = [
-                self._draw(images, features, tf.constant([seed, first + k], tf.int64))
-                for k in range(num_iw_samples)
+                self._draw(images, features, tf.constant([seed, first + k], tf.int64), together)
+                for k in range(0, num_iw_samples, together)
             ]
-            reconstruction, kl, log_ratio = (np.stack(v) for v in zip(*draws))  # [K, B, ...]
+            reconstruction, kl, log_ratio = (  # [K, B, ...]
+                np.concatenate(v)[:num_iw_samples] for v in zip(*draws)
+            )
             log_weights = log_ratio.astype(np.float64) - reconstruction
             reconstructions.append(np.mean(reconstruction, axis=0))
             kls.append(np.mean(kl, axis=0))
@@ -161,6 +191,17 @@ class LikelihoodEvaluator:
             np.concatenate(kls),
             np.concatenate(bounds),
         )
+
+
+def _draws_together(batch: int, draws: int) -> int:
+    """Returns how many draws of a batch make up a pass, all passes alike and the last one full."""
+    passes = math.ceil(draws / max(_ROWS // batch, 1))
+    return math.ceil(draws / passes)
+
+
+def _repeat(x: tf.Tensor, times: int) -> tf.Tensor:
+    """Repeats a batch (B, ...) as a whole: (times B, ...)."""
+    return tf.tile(x, [times] + [1] * (x.shape.rank - 1))
 
 
 def _standard_error(values: np.ndarray) -> float:

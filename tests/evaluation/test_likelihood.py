@@ -1,11 +1,14 @@
 """Bounds on the likelihood."""
 
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import strategies as st
 
 from nvae_tf import NVAE
 from nvae_tf.evaluation import LikelihoodEvaluator
+from nvae_tf.evaluation import likelihood as MODULE
 from nvae_tf.training.objective import negative_elbo, objective_terms
 from tests.conftest import random_images, tiny_model_config
 
@@ -45,6 +48,27 @@ def test_importance_weighting_is_running_the_whole_model_k_times(model):
     assert result.negative_elbo == pytest.approx(float(tf.reduce_mean(elbos)), rel=1e-5)
     # By Jensen's inequality, on the same draws.
     assert result.iw_bound <= -float(tf.reduce_mean(weights)) + 1e-4
+
+
+@pytest.mark.parametrize("draws", [1, 7, 33, 64])
+def test_draws_are_the_same_in_any_company(monkeypatch, draws):
+    model = NVAE(tiny_model_config())
+    images = random_images(model.config, 3)
+    together = LikelihoodEvaluator(model).per_image([images], draws, seed=4)
+    monkeypatch.setattr(MODULE, "_ROWS", 1)
+    alone = LikelihoodEvaluator(model).per_image([images], draws, seed=4)
+    np.testing.assert_allclose(together.iw_bound, alone.iw_bound, rtol=1e-5)
+    np.testing.assert_allclose(together.kl_per_group, alone.kl_per_group, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(together.reconstruction, alone.reconstruction, rtol=1e-5)
+
+
+@hypothesis.given(st.integers(1, 300), st.integers(1, 5000))
+def test_passes_are_as_few_as_rows_allow_and_nearly_full(batch, draws):
+    together = MODULE._draws_together(batch, draws)
+    passes = -(-draws // together)
+    assert together == 1 or together * batch <= MODULE._ROWS
+    assert passes == -(-draws // max(MODULE._ROWS // batch, 1))
+    assert together * passes - draws < passes
 
 
 def test_unequal_batches_weigh_by_their_size():
