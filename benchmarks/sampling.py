@@ -17,6 +17,7 @@ from benchmarks.workloads import (
 from nvae_tf import NVAE
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
+from nvae_tf.model.inference import InferenceModel
 
 _WORKLOADS = flags.DEFINE_list("workloads", list(configurations()), "Workloads to measure.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Batches whose median counts.", lower_bound=1)
@@ -28,15 +29,15 @@ def measure_sampling(config: ExperimentConfig, repeats: int) -> Measurement:
     batch = config.train.global_batch_size
 
     def prepare() -> Callable[[], object]:
-        model = NVAE(config.model)
+        model = InferenceModel(NVAE(config.model))
         numbers = itertools.count()
 
-        @tf.function(autograph=False)
         def sample(seed: tf.Tensor) -> tf.Tensor:
             noise = model.draw_noise(batch, seed)
             return model.likelihood(model.generate(batch, 0.7, noise)).mean()
 
-        return lambda: sample(tf.constant([0, next(numbers)])).numpy()
+        traced = model.function(sample)
+        return lambda: traced(tf.constant([0, next(numbers)], tf.int64)).numpy()
 
     return measure(prepare, batch, repeats)
 

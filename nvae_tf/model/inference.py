@@ -10,26 +10,27 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.model.distributions import ImageDistribution, ResidualNormal
-from nvae_tf.model.layers.context import Call, current_call, functional_call
+from nvae_tf.model.layers.context import current_call, functional_call
+from nvae_tf.model.layers.folding import FoldedLayers, fold
 from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE, InferenceOutput, InferredGroup
-from nvae_tf.model.stacks import StackLayout, Values, read_values, stack_values
+from nvae_tf.model.stacks import Packing, Values, read_values, stack_values
 
 
 class _Weights(NamedTuple):
-    """Prepared weights: tensors, or variables where a SavedModel is to hold them."""
+    """Prepared weights."""
 
-    kernels: list[Any]  # effective ones (n, h, w, in, out), a stack each
-    others: list[Any]  # everything that no kernel is computed from, by stacks of one shape
+    folded: FoldedLayers
+    others: dict[str, tf.Tensor]  # what neither convolutions nor normalisations have, by path
 
 
 class InferenceModel:
     """A model that answers, with weights that were prepared for it once.
 
-    Normalising the kernels takes as long as a few samples do, so what calls a model many times with
-    the same weights calls it by way of this class. It answers like `NVAE`, without training. Its
-    weights are those of the newest `take` or `update`; else a model's own are read when it first
-    answers.
+    Kernels are normalised once, and batch normalisation is part of the convolutions beside it
+    (docs/architecture.md). So what calls a model many times with the same weights calls it by way
+    of this class. It answers like `NVAE`, without training. Its weights are those of the newest
+    `take` or `update`; else a model's own are read when it first answers.
 
     Args:
       model: The model, or its structure, which answers after a `take` only.
@@ -51,20 +52,32 @@ class InferenceModel:
         self.model = model
         self.config: ModelConfig = model.config
         self._bank = KernelBank(model.convolutions())
-        used = {v.path for layer in model.convolutions() for v in layer.kernel_variables()}
-        self._others = StackLayout([v for v in model.variables if v.path not in used])
+        inside = [*model.convolutions(), *model.batch_normalizations()]
+        used = {variable.path for layer in inside for variable in layer.variables}
+        self._others = [v.path for v in model.variables if v.path not in used]
+        self._packing: Packing | None = None  # of the prepared weights
         self._follows = values is None and model.has_own_values
-        self._weights: _Weights | None = None if values is None else self._prepare(values)
+        # One tensor, or variable where a SavedModel is to hold it, for each shape.
+        self._weights: list[Any] | None = None if values is None else self._prepare(values)
 
     @classmethod
     def of(cls, model: NVAE | InferenceModel) -> InferenceModel:
         """Prepares a model, unless it is prepared already."""
         return model if isinstance(model, InferenceModel) else cls(model)
 
-    def _prepare(self, values: Values | None) -> _Weights:
+    def _prepare(self, values: Values | None) -> list[tf.Tensor]:
         if values is None:
             values = read_values(self.model.variables)
-        return _Weights(self._bank.compute(stack_values(values)), self._others.join(values))
+        kernels = self._bank.split(self._bank.compute(stack_values(values)))
+        model = self.model
+        weights = _Weights(
+            fold(
+                model.convolutions(), model.batch_normalizations(), model.folds(), values, kernels
+            ),
+            {path: values[path] for path in self._others},
+        )
+        self._packing = self._packing or Packing(weights)
+        return self._packing.join(weights)
 
     def take(self, values: Values | None = None) -> None:
         """Prepares the weights of this moment; functions that were traced go on with them.
@@ -87,7 +100,7 @@ class InferenceModel:
         """Frees the prepared weights, until the next `take`."""
         self._weights = None
 
-    def _ready(self) -> _Weights:
+    def _ready(self) -> list[Any]:
         if self._weights is None:
             if not self._follows:
                 raise RuntimeError("This model has no weights: `take` gives it some.")
@@ -101,34 +114,28 @@ class InferenceModel:
 
         Constants would not fit into the graph of a large model.
         """
+        variables = [tf.Variable(w, trainable=False, name="weights") for w in self._ready()]
         copy = InferenceModel.__new__(InferenceModel)
         copy.__dict__.update(self.__dict__)
-        copy._weights = tf.nest.map_structure(
-            lambda tensor: tf.Variable(tensor, trainable=False, name="weights"), self._ready()
-        )
+        copy._weights = variables
         return copy
 
     @contextlib.contextmanager
-    def scope(self) -> Iterator[Call]:
-        """Makes the model itself compute with the prepared weights inside of the scope.
-
-        Yields:
-          The call, which has the batch's statistics after a call in training mode.
-        """
-        with self._using() as call:
-            yield call
+    def scope(self) -> Iterator[None]:
+        """Makes the model itself compute with the prepared weights inside of the scope."""
+        with self._using(self._ready()):
+            yield
 
     @contextlib.contextmanager
-    def _using(self, weights: _Weights | None = None) -> Iterator[Call]:
+    def _using(self, weights: list[Any]) -> Iterator[None]:
         outer = current_call()
-        if outer and outer.layer is self.model and outer.has_values:
-            yield outer  # one answer is part of another
+        if outer and outer.layer is self.model and outer.folded:
+            yield  # one answer is part of another
             return
-        weights = weights or self._ready()
-        values = self._others.split([tf.convert_to_tensor(stack) for stack in weights.others])
-        kernels = self._bank.split([tf.convert_to_tensor(stack) for stack in weights.kernels])
-        with functional_call(self.model, values, kernels) as call:
-            yield call
+        assert self._packing
+        folded, others = self._packing.split([tf.convert_to_tensor(stack) for stack in weights])
+        with functional_call(self.model, others, folded=folded):
+            yield
 
     def function(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """Returns a traced function, in which this object answers with the weights of each call.
@@ -140,7 +147,7 @@ class InferenceModel:
           **options: The arguments of `tf.function`.
         """
 
-        def with_weights(weights: _Weights, *args: Any) -> Any:
+        def with_weights(weights: list[Any], *args: Any) -> Any:
             with self._using(weights):
                 return function(*args)
 

@@ -8,7 +8,7 @@ smaller, and steps shorter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -79,6 +79,35 @@ class StackLayout:
         """Returns a function that finds the stack of a whole group instead of copying it."""
         by_group = dict(zip(self.groups, stacks))
         return lambda variables: by_group[tuple(variable.path for variable in variables)]
+
+
+class Packing:
+    """A structure of many tensors as few: those of one shape side by side.
+
+    Args:
+      structure: Nested dictionaries and tuples of tensors, whose shapes are taken.
+    """
+
+    def __init__(self, structure: Any):
+        self._structure = tf.nest.map_structure(lambda _: None, structure)
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for number, tensor in enumerate(tf.nest.flatten(structure)):
+            by_shape.setdefault(tuple(tensor.shape), []).append(number)
+        self._groups = list(by_shape.values())
+
+    def join(self, structure: Any) -> list[tf.Tensor]:
+        """Copies the tensors into one (n, ...) for each shape."""
+        tensors = tf.nest.flatten(structure)
+        return [tf.stack([tensors[number] for number in group]) for group in self._groups]
+
+    def split(self, stacks: Sequence[tf.Tensor]) -> Any:
+        """Returns the structure of what `join` gave."""
+        tensors = {
+            number: tensor
+            for group, stack in zip(self._groups, stacks)
+            for number, tensor in zip(group, tf.unstack(stack, num=len(group)))
+        }
+        return tf.nest.pack_sequence_as(self._structure, [tensors[i] for i in range(len(tensors))])
 
 
 class StackedVariables(tf.Module):

@@ -18,6 +18,7 @@ from nvae_tf.model.layers.combiners import DecoderCombiner, EncoderCombiner, Par
 from nvae_tf.model.layers.context import current_call
 from nvae_tf.model.layers.convolution import Convolution, WeightNormConvolution
 from nvae_tf.model.layers.flow import AutoregressiveFlow
+from nvae_tf.model.layers.folding import Fold
 from nvae_tf.model.layers.normalization import BatchNormalization
 
 Shape: TypeAlias = tuple[None, int, int, int]
@@ -293,6 +294,11 @@ class Towers(keras.Model):
     def batch_normalizations(self) -> list[BatchNormalization]:
         """Returns all batch normalisations, in the order of construction."""
         return [layer for layer in self._flatten_layers() if isinstance(layer, BatchNormalization)]
+
+    def folds(self) -> list[Fold]:
+        """Returns the normalisations that a convolution can take over without training."""
+        cells = (layer for layer in self._flatten_layers() if isinstance(layer, ResidualCell))
+        return [fold for cell in cells for fold in cell.folds()]
 
     @property
     def num_trainable_parameters(self) -> int:

@@ -20,7 +20,8 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from nvae_tf.files import write_atomically
-from nvae_tf.model.inference import InferenceModel
+from nvae_tf.model.layers.context import functional_call
+from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.sampling.sampler import group_temperatures
 
@@ -110,12 +111,13 @@ def generative_statistics(
     temperatures = group_temperatures(model.config, temperature)
 
     layers = model.batch_normalizations()
-    prepared = InferenceModel(model)
+    bank = KernelBank(model.convolutions())
+    stacks = bank.compute()  # once: the passes change no kernel
 
     def observe(seed: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
         """Returns mean, unbiased variance and count of each normalisation; () if not used."""
         noise = model.draw_noise(samples_per_pass, seed)
-        with prepared.scope() as call:
+        with functional_call(model, kernels=bank.split(stacks)) as call:
             model.generate(samples_per_pass, temperatures, noise, training=True)
         return [
             (
@@ -128,7 +130,7 @@ def generative_statistics(
             for layer in layers
         ]
 
-    run = prepared.function(observe)
+    run = tf.function(observe, autograph=False)
     moments = [PooledMoments() for _ in layers]
     for number in range(passes):
         batches = run(tf.constant([seed, number], tf.int64))

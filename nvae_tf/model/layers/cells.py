@@ -17,6 +17,7 @@ from nvae_tf.model.layers.convolution import (
     fan_in_uniform,
     uniform_bias,
 )
+from nvae_tf.model.layers.folding import Fold
 from nvae_tf.model.layers.normalization import BatchNormalization
 from nvae_tf.model.layers.recomputation import recompute
 
@@ -50,7 +51,14 @@ class SqueezeExcitation(keras.layers.Layer):
     """Squeeze and excitation: scales channels by a gate computed from their means over H and W.
 
     It has max(C // 16, 4) hidden units.
+
+    Args:
+      scale: A factor of the gate.
     """
+
+    def __init__(self, scale: float = 1.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.scale = scale
 
     def build(self, input_shape: tuple) -> None:
         channels = input_shape[-1]
@@ -77,21 +85,32 @@ class SqueezeExcitation(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         weights = [self.squeeze.kernel, self.squeeze.bias, self.excite.kernel, self.excite.bias]
-        return _squeeze_and_excite(x, *[tf.cast(weight, x.dtype) for weight in weights])
+        call = current_call()
+        # Grappler joins operations inside of one function only.
+        compute = _squeeze_and_excite if call and call.folded else _squeeze_and_excite_function
+        return compute(x, self.scale, *[tf.cast(weight, x.dtype) for weight in weights])
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "scale": self.scale}
 
 
-# A function of its own in the graph: there are dozens of these, in a few shapes.
-@tf.function(autograph=False, experimental_attributes={"_noinline": True})
 def _squeeze_and_excite(
     x: tf.Tensor,
+    scale: float,
     squeeze_kernel: tf.Tensor,
     squeeze_bias: tf.Tensor,
     excite_kernel: tf.Tensor,
     excite_bias: tf.Tensor,
 ) -> tf.Tensor:
     hidden = tf.nn.relu(tf.reduce_mean(x, axis=[1, 2]) @ squeeze_kernel + squeeze_bias)
-    gate = tf.sigmoid(hidden @ excite_kernel + excite_bias)
+    gate = scale * tf.sigmoid(hidden @ excite_kernel + excite_bias)
     return x * gate[:, None, None, :]
+
+
+# A function of its own in the training graph: there are dozens of these, in a few shapes.
+_squeeze_and_excite_function = tf.function(
+    _squeeze_and_excite, autograph=False, experimental_attributes={"_noinline": True}
+)
 
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
@@ -206,6 +225,10 @@ class ConvolutionBranch(keras.layers.Layer):
         self.convolution.build(input_shape)
         self.built = True
 
+    def chain(self) -> list[keras.layers.Layer]:
+        """Returns normalisations and convolutions in the order of computation."""
+        return [layer for layer in (self.normalization, self.convolution) if layer]
+
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         x = self.normalization(x, training=training) if self.normalization else tf.nn.elu(x)
         if self.kind == "up":
@@ -269,6 +292,10 @@ class InvertedBottleneck(keras.layers.Layer):
         _build_chain(self.pointwise + self.spatial, tuple(input_shape))
         self.built = True
 
+    def chain(self) -> list[keras.layers.Layer]:
+        """Returns normalisations and convolutions in the order of computation."""
+        return self.pointwise + self.spatial
+
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         def chain(layers: list[Any], x: tf.Tensor) -> tf.Tensor:
             for layer in layers:
@@ -325,7 +352,9 @@ class ResidualCell(keras.layers.Layer):
             layer_class = InvertedBottleneck if is_mconv else ConvolutionBranch
             kind = self.kind if i == 0 else "normal"
             self.branch.append(layer_class(name, filters, kind, name=f"operation_{i}", **common))
-        self.gate = SqueezeExcitation(name="squeeze_excitation", **common) if self.use_se else None
+        self.gate = None
+        if self.use_se:  # the gate has fewer values to scale than the branch
+            self.gate = SqueezeExcitation(_BRANCH_SCALE, name="squeeze_excitation", **common)
 
         if self.skip:
             self.skip.build(input_shape)
@@ -333,6 +362,23 @@ class ResidualCell(keras.layers.Layer):
         if self.gate:
             self.gate.build(shape)
         self.built = True
+
+    def folds(self) -> list[Fold]:
+        """Returns the normalisations that convolutions can take over, in their order."""
+        chain = [layer for operation in self.branch for layer in operation.chain()]
+        folds = []
+        for before, layer, after in zip([None, *chain], chain, [*chain[1:], None]):
+            if not isinstance(layer, BatchNormalization):
+                continue
+            if isinstance(before, Convolution):
+                folds.append(Fold(layer, before, follows=True))
+            elif (
+                layer.activation is None
+                and isinstance(after, Convolution)
+                and after.kernel_size == 1
+            ):
+                folds.append(Fold(layer, after, follows=False))
+        return folds
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         call = current_call()
@@ -344,10 +390,8 @@ class ResidualCell(keras.layers.Layer):
         branch = x
         for operation in self.branch:
             branch = operation(branch, training=training)
-        if self.gate:
-            branch = self.gate(branch)
-        skip = self.skip(x) if self.skip else x
-        return skip + tf.cast(_BRANCH_SCALE, x.dtype) * branch
+        branch = self.gate(branch) if self.gate else tf.cast(_BRANCH_SCALE, x.dtype) * branch
+        return (self.skip(x) if self.skip else x) + branch
 
     def get_config(self) -> dict:
         return {

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 import keras
 import tensorflow as tf
 
+from nvae_tf.model.layers.folding import FoldedLayers
 from nvae_tf.model.stacks import Values
 
 # The only hidden channel of the model. It is thread-local because MirroredStrategy traces every
@@ -33,6 +34,8 @@ class Call:
       has_values: Whether the values of the variables come from the caller.
       kernels: Effective kernels by the path of the kernel's variable; what is not there is
         computed by its layer.
+      folded: What convolutions and normalisations use instead of their variables, if they only
+        answer.
       recompute: Whether cells in training keep nothing but their input.
       initialize: Whether convolutions with `data_init` set scale and bias from what they see.
       statistics: The batch's means and unbiased variances (C,), by the path of the moving average
@@ -43,6 +46,7 @@ class Call:
     layer: keras.layers.Layer
     has_values: bool
     kernels: Mapping[str, tf.Tensor]
+    folded: FoldedLayers | None
     recompute: bool
     initialize: bool
     statistics: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
@@ -59,6 +63,7 @@ def functional_call(
     layer: keras.layers.Layer,
     values: Values | None = None,
     kernels: Mapping[str, tf.Tensor] | None = None,
+    folded: FoldedLayers | None = None,
     recompute: bool = False,
     initialize: bool = False,
 ) -> Iterator[Call]:
@@ -69,6 +74,7 @@ def functional_call(
       values: The values of the layer's variables by path; None: their own. A variable that is not
         among them keeps its own value.
       kernels: Effective kernels (h, w, in, out) by the path of the kernel's variable.
+      folded: What convolutions and normalisations use instead of their variables, without training.
       recompute: Whether cells in training keep nothing but their input.
       initialize: Whether convolutions with `data_init` set scale and bias from what they see.
         Inside the scope, their variables have the new values.
@@ -76,7 +82,7 @@ def functional_call(
     Yields:
       The call, which has the batch's statistics after a call in training mode.
     """
-    call = Call(layer, values is not None, kernels or {}, recompute, initialize)
+    call = Call(layer, values is not None, kernels or {}, folded, recompute, initialize)
     outer = current_call()
     with contextlib.ExitStack() as scope:
         if values is not None:

@@ -111,12 +111,18 @@ class Convolution(keras.layers.Layer):
         return stack([layer.kernel for layer in layers])
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        y = self._convolve(x, tf.cast(self.effective_kernel(), x.dtype))
-        if self.use_bias:
-            y = tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
-        return y
+        call = current_call()
+        if call and call.folded:
+            kernel = call.folded.kernels[self.kernel.path]
+            bias = call.folded.biases.get(self.kernel.path)
+            y = self._convolve(x, tf.cast(kernel, x.dtype), differentiable=False)
+        else:
+            bias = self.bias if self.use_bias else None
+            y = self._convolve(x, tf.cast(self.effective_kernel(), x.dtype))
+        return y if bias is None else tf.nn.bias_add(y, tf.cast(bias, x.dtype))
 
-    def _convolve(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    def _convolve(self, x: tf.Tensor, kernel: tf.Tensor, differentiable: bool = True) -> tf.Tensor:
+        """Convolves; what need not be differentiable is an operation that takes a bias in."""
         strides, dilation = self.strides, self.dilation
         if strides > 1 and (self.kernel_size == 1 or dilation % strides == 0):
             # Only every strides-th pixel is read. (The CPU has no strided dilated gradient.)
@@ -127,11 +133,11 @@ class Convolution(keras.layers.Layer):
             border = dilation * (self.kernel_size - 1) // 2
             x = tf.pad(x, [[0, 0], [border, border], [border, border], [0, 0]])
             padding = "VALID"
-        if self.kernel_size == self.groups == 1:
+        if differentiable and self.kernel_size == self.groups == 1:
             return _pointwise(x, kernel)
         if self.groups == x.shape[-1] == self.filters:
             kernel = tf.reshape(kernel, [self.kernel_size, self.kernel_size, self.filters, 1])
-            if strides == dilation == 1:
+            if differentiable and strides == dilation == 1:
                 return depthwise_convolution(x, kernel)
             return tf.nn.depthwise_conv2d(
                 x, kernel, [1, strides, strides, 1], padding, dilations=[dilation, dilation]
@@ -254,6 +260,15 @@ class MaskedConvolution(WeightNormConvolution):
     @classmethod
     def _masked_stack(cls, layers: Sequence[Convolution], kernels: tf.Tensor) -> tf.Tensor:
         return kernels * tf.constant(np.stack([layer.mask for layer in layers]))
+
+    def _convolve(self, x: tf.Tensor, kernel: tf.Tensor, differentiable: bool = True) -> tf.Tensor:
+        if self.kernel_size == 1 or self.groups > 1:
+            return super()._convolve(x, kernel, differentiable)
+        # What comes later is hidden, so that is a third of a 3x3 kernel less to multiply with.
+        border = self.kernel_size // 2
+        kernel = kernel[border:] if self.mirror else kernel[: border + 1]
+        rows = [0, border] if self.mirror else [border, 0]
+        return tf.nn.conv2d(x, kernel, 1, [[0, 0], rows, [border, border], [0, 0]])
 
     def get_config(self) -> dict:
         return {**super().get_config(), "strict": self.strict, "mirror": self.mirror}

@@ -10,7 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from nvae_tf.model.compilation import compiled
 from nvae_tf.model.layers.context import current_call
+from nvae_tf.model.stacks import Values, read_values
 
 MOMENTUM = 0.95  # of the moving averages
 _AXES = [0, 1, 2]
@@ -66,17 +68,34 @@ class BatchNormalization(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        call = current_call()
         if training:
+            if call and call.folded:
+                raise ValueError(f"{self.path} has no statistics of its own: it is folded.")
+            gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
             y = self._normalize_batch(x, gamma, beta)
         else:
-            scale = gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
-            shift = beta - self.moving_mean * scale
-            y = tf.cast(x, tf.float32) * scale + shift
+            y = tf.cast(x, tf.float32)
+            if not (call and call.folded):
+                scale, shift = self.affine(read_values(self.variables))
+                y = y * scale + shift
+            elif self.gamma.path in call.folded.scales:
+                path = self.gamma.path
+                y = y * call.folded.scales[path] + call.folded.shifts[path]
             if self.activation == "swish":
-                y = tf.nn.silu(y)
+                y = y * tf.sigmoid(y)  # which, unlike tf.nn.silu, becomes part of a convolution
             y = tf.cast(y, x.dtype)
         return tf.nn.elu(y) if self.activation == "elu" else y
+
+    def affine(self, values: Values) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the scale and shift (C,) that the moving averages make of this layer.
+
+        Args:
+          values: The values of its variables, by path.
+        """
+        deviation = tf.math.rsqrt(values[self.moving_variance.path] + self.epsilon)
+        scale = values[self.gamma.path] * deviation
+        return scale, values[self.beta.path] - values[self.moving_mean.path] * scale
 
     def _normalize_batch(self, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
         swish = self.activation == "swish"
@@ -151,7 +170,7 @@ def _fused_forward(
     )
     count = _values_per_channel(x)
     variance = unbiased * ((count - 1) / count)
-    return (tf.nn.silu(y) if swish else y), mean, variance, *reserved
+    return (_swish(y) if swish else y), mean, variance, *reserved
 
 
 @_function
@@ -226,6 +245,13 @@ def _normalize_synchronized(
     return normalize(x, gamma, beta, offset)
 
 
+@compiled
+def _swish(y: tf.Tensor) -> tf.Tensor:
+    wide = tf.cast(y, tf.float32)
+    return tf.cast(wide * tf.sigmoid(wide), y.dtype)
+
+
+@compiled
 def _swish_gradient(
     x: tf.Tensor,
     dy: tf.Tensor,
@@ -240,7 +266,7 @@ def _swish_gradient(
     z = tf.cast(x, tf.float32) * scale + (beta - mean * scale)
     sigmoid = tf.sigmoid(z)
     dy = tf.cast(dy, tf.float32)
-    dz = dy * sigmoid + z * tf.raw_ops.SigmoidGrad(y=sigmoid, dy=dy)
+    dz = dy * sigmoid * (1 + z * (1 - sigmoid))
     return tf.cast(dz, x.dtype)
 
 

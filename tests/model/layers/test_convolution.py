@@ -107,6 +107,16 @@ def test_data_dependent_initialisation():
     np.testing.assert_allclose(np.sqrt(variance), np.full(6, 0.2), rtol=1e-4)
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_what_a_masked_convolution_leaves_out_is_hidden(mirror, size):
+    layer = MaskedConvolution(6, size, strict=False, mirror=mirror)
+    x = tf.random.stateless_normal([2, 7, 5, 3], (0, 0))
+    y = layer(x)
+    expected = tf.nn.conv2d(x, layer.effective_kernel(), 1, "SAME") + layer.bias
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize(("channels", "filters"), [(2, 6), (6, 2), (3, 3)])
