@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import keras
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
@@ -52,7 +53,7 @@ class InferenceModel:
         self.model = model
         self.config: ModelConfig = model.config
         self._bank = KernelBank(model.convolutions())
-        inside = [*model.convolutions(), *model.batch_normalizations()]
+        inside: list[keras.layers.Layer] = [*model.convolutions(), *model.batch_normalizations()]
         used = {variable.path for layer in inside for variable in layer.variables}
         self._others = [v.path for v in model.variables if v.path not in used]
         self._packing: Packing | None = None  # of the prepared weights

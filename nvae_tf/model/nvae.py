@@ -14,6 +14,7 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.model.distributions import ImageDistribution, ResidualNormal, image_distribution
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.convolution import WeightNormConvolution
+from nvae_tf.model.layers.flow import AutoregressiveFlow
 from nvae_tf.model.stacks import Values, read_values
 from nvae_tf.model.towers import Towers
 
@@ -36,6 +37,32 @@ class InferredGroup(NamedTuple):
     kl: tf.Tensor  # [B, H_l, W_l, C_z]
     log_q: tf.Tensor  # [B]
     log_p: tf.Tensor  # [B]
+
+
+def _draw(
+    residual: bool,
+    parameters: tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor],
+    noise: tf.Tensor,
+    flow: AutoregressiveFlow | None = None,
+) -> InferredGroup:
+    """Draws a group's latent variable from noise, given the heads' outputs."""
+    loc, log_scale, delta_loc, delta_log_scale = parameters
+    prior = ResidualNormal(loc, log_scale)
+    if residual:
+        posterior = ResidualNormal(loc, log_scale, delta_loc, delta_log_scale)
+    else:
+        posterior = ResidualNormal(delta_loc, delta_log_scale)
+    before_flow = posterior.loc + posterior.scale * noise
+    latent = flow(before_flow) if flow else before_flow
+    log_q, log_p = posterior.log_prob(before_flow), prior.log_prob(latent)
+    kl = log_q - log_p if flow else tfd.kl_divergence(posterior, prior)
+    return InferredGroup(
+        latent, kl, tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3])
+    )
+
+
+# A function of its own in the graph: there are dozens of groups, in a few shapes.
+_draw_function = tf.function(_draw, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def _batch_size(x: tf.Tensor) -> int | tf.Tensor:
@@ -159,19 +186,10 @@ class NVAE(Towers):
             bottom_up = layers.encoder_combiner([bottom_up, top_down])
         delta_loc, delta_log_scale = layers.posterior_head(bottom_up)
         loc, log_scale = self._prior_parameters(group, top_down, tf.shape(noise))
-        prior = ResidualNormal(loc, log_scale)
-        if self.config.res_dist:
-            posterior = ResidualNormal(loc, log_scale, delta_loc, delta_log_scale)
-        else:
-            posterior = ResidualNormal(delta_loc, delta_log_scale)
-
-        before_flow = posterior.loc + posterior.scale * noise
-        latent = layers.flow(before_flow) if layers.flow else before_flow
-        log_q, log_p = posterior.log_prob(before_flow), prior.log_prob(latent)
-        kl = log_q - log_p if layers.flow else tfd.kl_divergence(posterior, prior)
-        return InferredGroup(
-            latent, kl, tf.reduce_sum(log_q, [1, 2, 3]), tf.reduce_sum(log_p, [1, 2, 3])
-        )
+        parameters = (loc, log_scale, delta_loc, delta_log_scale)
+        if layers.flow:
+            return _draw(self.config.res_dist, parameters, noise, layers.flow)
+        return _draw_function(self.config.res_dist, parameters, noise)
 
     def prior(
         self,

@@ -89,7 +89,7 @@ def forward_backward(
         values = state.weights.layout.split(weights) | averages
         kernels_by_path = run.regularizer.kernels.split(kernels)
         recompute = run.config.train.recompute
-        with functional_call(run.model, values, kernels_by_path, recompute) as call:
+        with functional_call(run.model, values, kernels_by_path, recompute=recompute) as call:
             output = run.model.infer(images, noise, training=True)
             terms = objective_terms(run.model, images, output, schedule.kl)
         loss = tf.reduce_sum(terms.reconstruction + schedule.kl * terms.balanced_kl)

@@ -63,6 +63,7 @@ def functional_call(
     layer: keras.layers.Layer,
     values: Values | None = None,
     kernels: Mapping[str, tf.Tensor] | None = None,
+    *,
     folded: FoldedLayers | None = None,
     recompute: bool = False,
     initialize: bool = False,
