@@ -30,3 +30,16 @@ def test_gradients(batch, height, width, channels, size):
     expected = compute(lambda x, k: tf.nn.depthwise_conv2d(x, k, [1, 1, 1, 1], "SAME"))
     for ours, theirs in zip(compute(depthwise_convolution), expected):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_large_images_are_treated_one_by_one():
+    shape = (2, 16, 16, 300)
+    x, dy = (tf.random.stateless_normal(shape, (0, i)) for i in range(2))
+    kernel = tf.zeros([5, 5, 300, 1])
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        y = depthwise_convolution(x, kernel)
+    expected = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+        input=x, filter_sizes=kernel.shape, out_backprop=dy, strides=[1] * 4, padding="SAME"
+    )
+    np.testing.assert_allclose(tape.gradient(y, kernel, dy), expected, rtol=1e-3, atol=1e-3)
