@@ -13,8 +13,7 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.training.objective import bits_per_dimension
 
-# Rows of a pass through the top-down path. With fewer than 32, CPUs need longer for each of them
-# (`python -m benchmarks.likelihood`); with more, only memory grows.
+# Rows of a pass through the top-down path, enough to keep all cores busy. More only take memory.
 _ROWS = 64
 
 
