@@ -52,8 +52,10 @@ class InferenceModel:
     def __init__(self, model: NVAE, values: Values | None = None):
         self.model = model
         self.config: ModelConfig = model.config
-        self._bank = KernelBank(model.convolutions())
-        inside: list[keras.layers.Layer] = [*model.convolutions(), *model.batch_normalizations()]
+        # What `fold` needs of the model; each walks along all its layers.
+        self._layers = (model.convolutions(), model.batch_normalizations(), model.folds())
+        self._bank = KernelBank(self._layers[0])
+        inside: list[keras.layers.Layer] = [*self._layers[0], *self._layers[1]]
         used = {variable.path for layer in inside for variable in layer.variables}
         self._others = [v.path for v in model.variables if v.path not in used]
         self._packing: Packing | None = None  # of the prepared weights
@@ -70,13 +72,8 @@ class InferenceModel:
         if values is None:
             values = read_values(self.model.variables)
         kernels = self._bank.split(self._bank.compute(stack_values(values)))
-        model = self.model
-        weights = _Weights(
-            fold(
-                model.convolutions(), model.batch_normalizations(), model.folds(), values, kernels
-            ),
-            {path: values[path] for path in self._others},
-        )
+        others = {path: values[path] for path in self._others}
+        weights = _Weights(fold(*self._layers, values, kernels), others)
         self._packing = self._packing or Packing(weights)
         return self._packing.join(weights)
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
 from nvae_tf.config import ModelConfig
+from nvae_tf.model.compilation import graph_function
 from nvae_tf.model.distributions import ImageDistribution, ResidualNormal, image_distribution
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.convolution import WeightNormConvolution
@@ -61,8 +62,7 @@ def _draw(
     )
 
 
-# A function of its own in the graph: there are dozens of groups, in a few shapes.
-_draw_function = tf.function(_draw, autograph=False, experimental_attributes={"_noinline": True})
+_draw_function = graph_function(_draw)
 
 
 def _batch_size(x: tf.Tensor) -> int | tf.Tensor:

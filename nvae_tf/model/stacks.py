@@ -8,13 +8,15 @@ smaller, and steps shorter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 Values: TypeAlias = Mapping[str, tf.Tensor]  # by the path of the variable that each belongs to
+
+_Item = TypeVar("_Item")
 
 # Gives the values of several variables of one shape as one tensor, stacked along a new first axis.
 StackFunction: TypeAlias = Callable[[Sequence[keras.Variable]], tf.Tensor]
@@ -33,6 +35,25 @@ def stack_variables(variables: Sequence[keras.Variable]) -> tf.Tensor:
 def stack_values(values: Values) -> StackFunction:
     """Returns a function that copies the values of given variables into one tensor (n, ...)."""
     return lambda variables: tf.stack([values[variable.path] for variable in variables])
+
+
+def _by_shape(items: Iterable[tuple[_Item, Iterable[int]]]) -> list[list[_Item]]:
+    """Groups items, which come with a shape, by it; groups and members keep their order."""
+    groups: dict[tuple[int, ...], list[_Item]] = {}
+    for item, shape in items:
+        groups.setdefault(tuple(shape), []).append(item)
+    return list(groups.values())
+
+
+def _unstack(
+    groups: Sequence[Sequence[_Item]], stacks: Sequence[tf.Tensor]
+) -> dict[_Item, tf.Tensor]:
+    """Returns the parts of each group's stack by the item that they belong to."""
+    return {
+        item: part
+        for group, stack in zip(groups, stacks)
+        for item, part in zip(group, tf.unstack(stack, num=len(group)))
+    }
 
 
 class StackLayout:
@@ -55,11 +76,7 @@ class StackLayout:
     ):
         groups = [list(group) for group in together]
         grouped = {variable.path for group in groups for variable in group}
-        by_shape: dict[tuple[int, ...], list[keras.Variable]] = {}
-        for variable in variables:
-            if variable.path not in grouped:
-                by_shape.setdefault(tuple(variable.shape), []).append(variable)
-        groups += by_shape.values()
+        groups += _by_shape((v, v.shape) for v in variables if v.path not in grouped)
         self.groups = [tuple(variable.path for variable in group) for group in groups]
         self.shapes = [(len(group), *group[0].shape) for group in groups]
 
@@ -69,11 +86,7 @@ class StackLayout:
 
     def split(self, stacks: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns the parts of stacks (n, ...) by path; aligned ones share the stacks' memory."""
-        return {
-            path: value
-            for paths, stack in zip(self.groups, stacks)
-            for path, value in zip(paths, tf.unstack(stack, num=len(paths)))
-        }
+        return _unstack(self.groups, stacks)
 
     def lookup(self, stacks: Sequence[tf.Tensor]) -> StackFunction:
         """Returns a function that finds the stack of a whole group instead of copying it."""
@@ -90,10 +103,8 @@ class Packing:
 
     def __init__(self, structure: Any):
         self._structure = tf.nest.map_structure(lambda _: None, structure)
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for number, tensor in enumerate(tf.nest.flatten(structure)):
-            by_shape.setdefault(tuple(tensor.shape), []).append(number)
-        self._groups = list(by_shape.values())
+        tensors = tf.nest.flatten(structure)
+        self._groups = _by_shape((number, tensor.shape) for number, tensor in enumerate(tensors))
 
     def join(self, structure: Any) -> list[tf.Tensor]:
         """Copies the tensors into one (n, ...) for each shape."""
@@ -102,11 +113,7 @@ class Packing:
 
     def split(self, stacks: Sequence[tf.Tensor]) -> Any:
         """Returns the structure of what `join` gave."""
-        tensors = {
-            number: tensor
-            for group, stack in zip(self._groups, stacks)
-            for number, tensor in zip(group, tf.unstack(stack, num=len(group)))
-        }
+        tensors = _unstack(self._groups, stacks)
         return tf.nest.pack_sequence_as(self._structure, [tensors[i] for i in range(len(tensors))])
 
 

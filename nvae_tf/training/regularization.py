@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.model.compilation import graph_function
 from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.model.stacks import StackFunction, stack_variables
@@ -72,7 +74,7 @@ class Regularizer:
         for stack, vector in zip(kernels, vectors):
             matrices = tf.reshape(stack, [stack.shape[0], -1, stack.shape[-1]])
             next_vector = _power_iteration(tf.stop_gradient(matrices), vector, iterations)
-            moved.append(tf.stop_gradient(tf.ensure_shape(next_vector, vector.shape)))
+            moved.append(tf.ensure_shape(next_vector, vector.shape))
             values.append(_singular_values(matrices, moved[-1]))
         return tf.concat(values, axis=0), moved
 
@@ -95,15 +97,14 @@ def _by_width(variables: Sequence[keras.Variable]) -> list[list[keras.Variable]]
     return list(groups.values())
 
 
-# One function of the graph for stacks of all shapes.
-@tf.function(
-    autograph=False,
+# The signature makes it one function for stacks of all shapes.
+@functools.partial(
+    graph_function,
     input_signature=[
         tf.TensorSpec([None, None, None]),
         tf.TensorSpec([None, None]),
         tf.TensorSpec([], tf.int32),
     ],
-    experimental_attributes={"_noinline": True},
 )
 def _power_iteration(matrices: tf.Tensor, right: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     """Returns right singular vectors (n, b) of matrices (n, a, b) after so many iterations.

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.architectures import Operation, parse_operation
+from nvae_tf.model.compilation import graph_function
 from nvae_tf.model.layers.context import current_call
 from nvae_tf.model.layers.convolution import (
     Convolution,
@@ -107,10 +108,7 @@ def _squeeze_and_excite(
     return x * gate[:, None, None, :]
 
 
-# A function of its own in the training graph: there are dozens of these, in a few shapes.
-_squeeze_and_excite_function = tf.function(
-    _squeeze_and_excite, autograph=False, experimental_attributes={"_noinline": True}
-)
+_squeeze_and_excite_function = graph_function(_squeeze_and_excite)
 
 
 @keras.saving.register_keras_serializable(package="nvae_tf")
@@ -297,16 +295,16 @@ class InvertedBottleneck(keras.layers.Layer):
         return self.pointwise + self.spatial
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        def chain(layers: list[Any], x: tf.Tensor) -> tf.Tensor:
+        def through(layers: list[Any], x: tf.Tensor) -> tf.Tensor:
             for layer in layers:
                 is_norm = isinstance(layer, BatchNormalization)
                 x = layer(x, training=training) if is_norm else layer(x)
             return x
 
-        x = chain(self.pointwise, x)
+        x = through(self.pointwise, x)
         if self.kind == "up":
             x = upsample_nearest(x)
-        return chain(self.spatial, x)
+        return through(self.spatial, x)
 
     def get_config(self) -> dict:
         return {

@@ -122,7 +122,14 @@ class Convolution(keras.layers.Layer):
         return y if bias is None else tf.nn.bias_add(y, tf.cast(bias, x.dtype))
 
     def _convolve(self, x: tf.Tensor, kernel: tf.Tensor, differentiable: bool = True) -> tf.Tensor:
-        """Convolves; what need not be differentiable is an operation that takes a bias in."""
+        """Convolves x with an effective kernel.
+
+        Args:
+          x: (B, H, W, C).
+          kernel: HWIO, of the type of x.
+          differentiable: Whether to take the form with the faster gradient on CPUs; else the one
+            that Grappler can join with a bias and an activation.
+        """
         strides, dilation = self.strides, self.dilation
         if strides > 1 and (self.kernel_size == 1 or dilation % strides == 0):
             # Only every strides-th pixel is read. (The CPU has no strided dilated gradient.)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from nvae_tf.model.compilation import graph_function
+
 # In TensorFlow 2.16 the forward pass hangs for kernels as large as an image; 2.21 is tested.
 _LARGE_KERNELS_WORK = tuple(map(int, tf.__version__.split(".")[:2])) >= (2, 21)
 
@@ -44,8 +46,7 @@ def _native(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME")
 
 
-# As a function of the graph, its operations are not repeated for every layer.
-@tf.function(autograph=False, experimental_attributes={"_noinline": True})
+@graph_function
 def _filter_gradient(x: tf.Tensor, dy: tf.Tensor, size: int) -> tf.Tensor:
     """Computes the kernel's gradient (k, k, C, 1) from x and dy, both (B, H, W, C).
 

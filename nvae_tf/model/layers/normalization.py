@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from nvae_tf.model.compilation import compiled
+from nvae_tf.model.compilation import compiled, graph_function
 from nvae_tf.model.layers.context import current_call
 from nvae_tf.model.stacks import Values, read_values
 
@@ -150,11 +150,7 @@ def _normalize_fused(
     return y, *moments
 
 
-# Functions of their own in the graph: there are hundreds of normalisations, in a few shapes.
-_function = tf.function(autograph=False, experimental_attributes={"_noinline": True})
-
-
-@_function
+@graph_function
 def _fused_forward(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, swish: bool
 ) -> tuple[tf.Tensor, ...]:
@@ -173,7 +169,7 @@ def _fused_forward(
     return (_swish(y) if swish else y), mean, variance, *reserved
 
 
-@_function
+@graph_function
 def _fused_backward(
     x: tf.Tensor,
     dy: tf.Tensor,
