@@ -235,12 +235,15 @@ class DataConfig:
     """The data set, and how its images are prepared for the model. See docs/data.md.
 
     With the name `folder`, `data_dir` holds pictures, optionally in one sub-directory per split.
+    With `idx`, it holds files such as `train-images-idx3-ubyte.gz` and `t10k-images-idx3-ubyte`.
     With `tfrecord`, it holds files of tf.Example whose names begin with the split's name, or which
     are in a sub-directory of that name.
     """
 
-    name: str = "fashion_mnist_embedded"  # also folder, tfrecord, or any TFDS image set
-    data_dir: str = ""  # the files of folder and tfrecord; for TFDS, its directory (empty: default)
+    name: str = "fashion_mnist_embedded"  # also folder, idx, tfrecord, or any TFDS set
+    data_dir: str = (
+        ""  # the files of folder, idx, tfrecord; for TFDS, its directory (empty: default)
+    )
     train_split: str = "train"
     test_split: str = "test"
     test_fraction: float = 0.1  # share held out from a folder that has no directories for splits

@@ -16,6 +16,7 @@ from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.embedded import open_embedded
 from nvae_tf.data.fit import crop_and_resize
 from nvae_tf.data.folder import open_folder
+from nvae_tf.data.idx import open_idx
 from nvae_tf.data.source import Source
 from nvae_tf.data.storage import cache_directory, store
 from nvae_tf.data.tfds import open_tfds
@@ -24,6 +25,7 @@ from nvae_tf.data.tfrecord import open_tfrecord
 _OPENERS: dict[str, Callable[[DataConfig, ModelConfig, str], Source]] = {
     "fashion_mnist_embedded": open_embedded,
     "folder": open_folder,
+    "idx": open_idx,
     "tfrecord": open_tfrecord,
 }
 _LISTED = 5  # images whose names the log gives if some were left out

@@ -1,0 +1,119 @@
+"""Data sets that are idx files: MNIST, Fashion-MNIST, KMNIST, EMNIST and whatever looks like them.
+
+The format is that of LeCun's MNIST page: two zero bytes, a type, the number of axes, their lengths
+as big-endian integers, then the values in C order.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import re
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.config import DataConfig, ModelConfig
+from nvae_tf.data.fit import size_problem
+from nvae_tf.data.source import Source, data_directory, files_identity
+
+_UNSIGNED_BYTES = 0x08
+_GZIP = b"\x1f\x8b"
+_IMAGES = re.compile(r"(.+)-images[-.]idx[34]-ubyte(\.gz)?")
+_BEGINNINGS = {"test": ("test", "t10k")}  # MNIST calls its test images t10k
+
+
+def open_idx(data: DataConfig, model: ModelConfig, split: str) -> Source:
+    """Opens the images in a split's idx file, such as `train-images-idx3-ubyte.gz`.
+
+    Raises:
+      ValueError: There is no such file or more than one, it is damaged, or its images do not fit
+        the model.
+    """
+    path = _file(data, split)
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        images = read_idx_images(content)
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}") from error
+    check_images(path, images, data, model)
+    return Source(tf.data.Dataset.from_tensor_slices(images), len(images), files_identity([path]))
+
+
+def _file(data: DataConfig, split: str) -> str:
+    root = data_directory(data)
+    names = {name: match[1] for name in os.listdir(root) if (match := _IMAGES.fullmatch(name))}
+    found = [name for name in sorted(names) if names[name] in _BEGINNINGS.get(split, (split,))]
+    if len(found) != 1:
+        present = ", ".join(sorted(found or names or os.listdir(root))[:10]) or "nothing"
+        raise ValueError(
+            f"data.data_dir {root!r} must hold one file {split}-images-idx3-ubyte (or .gz) for the "
+            f"split {split!r}{', which may be called t10k' if split == 'test' else ''}. "
+            f"Present: {present}."
+        )
+    return os.path.join(root, found[0])
+
+
+def check_images(name: str, images: np.ndarray, data: DataConfig, model: ModelConfig) -> None:
+    """Checks that images of one size fit the model.
+
+    Args:
+      name: A name by which the user knows the images.
+      images: (N, H, W, C).
+      data: How they are cropped and resized.
+      model: The model for which they are read.
+
+    Raises:
+      ValueError: Channels or size do not fit.
+    """
+    _, height, width, channels = images.shape
+    if channels != model.image_shape[-1]:
+        raise ValueError(
+            f"The images of {name!r} have {channels} channel(s), but the model's image_shape "
+            f"{model.image_shape} expects {model.image_shape[-1]}."
+        )
+    problem = size_problem(data, model, height, width)
+    if problem:
+        raise ValueError(f"The images of {name!r}: {problem}")
+
+
+def read_idx_images(content: bytes) -> np.ndarray:
+    """Reads the images of an idx file, which may be gzipped.
+
+    Args:
+      content: The bytes of the file.
+
+    Returns:
+      (N, H, W, C) uint8; C is 1 if the file has three axes.
+
+    Raises:
+      ValueError: It is not an idx file of images, or it is damaged.
+    """
+    if content.startswith(_GZIP):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"damaged gzip data ({error}).") from error
+    beginning = content[:4]
+    if len(beginning) < 4 or beginning[:2] != b"\0\0" or beginning[3] not in (3, 4):
+        raise ValueError(
+            f"not an idx file of images: it begins with {beginning.hex(' ') or 'nothing'}, not "
+            "with 00 00 08 03 or 00 00 08 04."
+        )
+    if beginning[2] != _UNSIGNED_BYTES:
+        raise ValueError(f"images must be unsigned bytes (type 08), received {beginning[2]:02x}.")
+    axes = beginning[3]
+    start = 4 + 4 * axes
+    if len(content) < start:
+        raise ValueError(f"an idx file that ends after {len(content)} bytes, in its header.")
+    shape = tuple(map(int, np.frombuffer(content, ">u4", axes, offset=4)))
+    if len(content) != start + math.prod(shape):
+        raise ValueError(
+            f"an idx file of shape {shape} must have {start + math.prod(shape)} bytes, received "
+            f"{len(content)}."
+        )
+    images = np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return images[..., None] if axes == 3 else images
