@@ -14,7 +14,7 @@ setup(
     license_files=["LICENSE", "nvae_tf/data/embedded/LICENSE"],
     packages=find_packages(include=["nvae_tf*", "trainers*", "export*"]),
     package_data={
-        "nvae_tf": ["py.typed"],
+        "nvae_tf": ["py.typed", "pretrained/*/*"],
         "nvae_tf.evaluation": ["model_card_template.md"],
         "nvae_tf.data": ["embedded/*"],
         "export": ["py.typed", "serving/*"],
@@ -23,6 +23,7 @@ setup(
     python_requires=">=3.10,<3.13",
     install_requires=[
         "absl-py>=1.4",  # TFX 1.16 does not allow 2
+        "h5py>=3.8",
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
         "keras>=3.12,<4",
         "ml_collections>=1.0",
@@ -70,6 +71,7 @@ setup(
             "nvae-export=export.export_model:run",
             "nvae-client=export.client:run",
             "nvae-model-card=trainers.model_card:run",
+            "nvae-save-preset=trainers.save_preset:run",
             "nvae-import-nvlabs=trainers.import_nvlabs:run",
         ]
     },

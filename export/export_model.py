@@ -11,15 +11,12 @@ import time
 import keras
 from absl import app, flags, logging
 
-from export.manifest import read_manifest, run_manifest
+from export.manifest import manifest_of, read_manifest
 from export.publish import publish
-from nvae_tf.command_line import define_checkpoint_flag, usage_errors, use_devices
+from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
 from nvae_tf.config import PRECISIONS
-from nvae_tf.runs.load import load_model
-from nvae_tf.runs.workdir import Workdir
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_CHECKPOINT = define_checkpoint_flag()
+_find_model = define_model_flags()
 _EXPORT_BASE = flags.DEFINE_string(
     "export_base", None, "Directory whose sub-directories are the versions.", required=True
 )
@@ -46,11 +43,11 @@ def main(argv: list[str]) -> None:
         use_devices()
         logging.set_verbosity(logging.WARNING)
         keras.config.set_dtype_policy(_PRECISION.value)
-        manifest = run_manifest(Workdir(_WORKDIR.value), _CHECKPOINT.value)
+        trained = _find_model()
         version = publish(
-            load_model(_WORKDIR.value, _CHECKPOINT.value),
+            trained.load(),
             _EXPORT_BASE.value,
-            manifest,
+            manifest_of(trained),
             _KEEP_VERSIONS.value,
             _ALLOW_WORSE.value,
         )

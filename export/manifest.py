@@ -16,8 +16,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import write_atomically
-from nvae_tf.runs.checkpoint_files import checkpoint_step
-from nvae_tf.runs.workdir import Workdir
+from nvae_tf.runs.load import TrainedModel
 
 EXTRA = "assets.extra"  # a directory that loaders ignore, and servers keep beside the model
 _FILE = "nvae_manifest.json"
@@ -51,39 +50,10 @@ class Manifest:
         return {name: self.config["model"][name] for name in _IMAGE_FORMAT}
 
 
-def run_manifest(workdir: Workdir, checkpoint: str = "latest") -> Manifest:
-    """Returns the manifest of a run's checkpoint, with the metrics of an evaluation at its step.
-
-    Without such an evaluation the metrics are empty.
-
-    Args:
-      workdir: The run's workdir.
-      checkpoint: `"latest"` or `"best"`. For the best, `evaluation_best.json` takes precedence over
-        `evaluation.json`.
-
-    Raises:
-      FileNotFoundError: if the workdir holds no run, or the run has no such checkpoint yet.
-    """
-    config = workdir.read_config()
-    path = workdir.checkpoint(checkpoint)
-    if path is None:
-        raise FileNotFoundError(f"The run in {workdir.path!r} has no {checkpoint} checkpoint yet.")
-    step = checkpoint_step(path)
-    files = [workdir.evaluation]
-    if checkpoint == "best":
-        files.insert(0, workdir / "evaluation_best.json")
-    return Manifest.of(config, step, _metrics(files, step))
-
-
-def _metrics(files: list[str], step: int) -> dict[str, Any]:
-    """Returns the numbers and strings in the first of the files that was written at that step."""
-    for path in files:
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                evaluation = json.load(file)
-            if evaluation.pop("step", None) == step:
-                return {k: v for k, v in evaluation.items() if isinstance(v, (int, float, str))}
-    return {}
+def manifest_of(trained: TrainedModel) -> Manifest:
+    """Returns the manifest of a trained model, with the numbers and strings of its evaluation."""
+    numbers = {k: v for k, v in trained.evaluation.items() if isinstance(v, (int, float, str))}
+    return Manifest.of(trained.config, trained.step, numbers)
 
 
 def write_manifest(directory: str, manifest: Manifest) -> None:

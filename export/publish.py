@@ -43,7 +43,7 @@ def publish(
     Args:
       model: The model, in the precision in which it is served.
       base: Directory of the versions.
-      manifest: The model's manifest, from `run_manifest`.
+      manifest: The model's manifest, from `manifest_of`.
       keep_versions: Number of the newest versions to keep, including this one; None for all.
       allow_worse: Whether to skip `check_blessing`.
 

@@ -3,23 +3,89 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 from absl import flags
+from ml_collections import config_dict, config_flags
 
-from nvae_tf.runs.workdir import CHECKPOINTS
+from nvae_tf.config import ExperimentConfig, check_fields
+from nvae_tf.model.pretrained import builtin_names
+from nvae_tf.runs.load import TrainedModel
+from nvae_tf.runs.workdir import CHECKPOINTS, Workdir
+
+_CONFIG_FLAG = re.compile(r"--?(?:no)?config\.([\w.]+)")
 
 
-def define_checkpoint_flag() -> flags.FlagHolder[str]:
-    """Defines the flag `--checkpoint`, which selects one of a run's checkpoints."""
-    return flags.DEFINE_enum(
+def define_model_flags() -> Callable[[], TrainedModel]:
+    """Defines the flags that say which trained model a program uses.
+
+    They are `--workdir` and `--checkpoint` for that of a run, and `--preset` for another.
+
+    Returns:
+      A function that finds the model that the parsed flags say. It raises a ValueError or a
+      FileNotFoundError if there is none.
+    """
+    workdir = flags.DEFINE_string("workdir", None, "Directory of the run.")
+    preset = flags.DEFINE_string(
+        "preset",
+        None,
+        "Trained model to use instead of a run's: one of this package, "
+        f"{', '.join(builtin_names())}, or a directory that nvae-save-preset wrote.",
+    )
+    checkpoint = flags.DEFINE_enum(
         "checkpoint",
         "latest",
         CHECKPOINTS,
         "Checkpoint of the run to use. The best one has the lowest validation -ELBO.",
     )
+    flags.mark_flags_as_mutual_exclusive(["workdir", "preset"], required=True)
+
+    def find() -> TrainedModel:
+        if workdir.value is not None:
+            return TrainedModel.of_run(Workdir(workdir.value), checkpoint.value)
+        assert preset.value is not None  # absl has checked that one of the two is given
+        if checkpoint.present:
+            raise ValueError("--checkpoint is for --workdir; a preset has one state only.")
+        return TrainedModel.of_preset(preset.value)
+
+    return find
+
+
+def define_config_flag(description: str, sections: Sequence[str] | None = None) -> None:
+    """Defines `--config.SECTION.FIELD=VALUE` for the fields of `ExperimentConfig`.
+
+    ml_collections reads the arguments when the flag is defined, and its error for an unknown field
+    is not clear; so the fields are checked before, and wrong ones end the program.
+
+    Args:
+      description: What `--help` says.
+      sections: The sections whose fields are allowed; None: all.
+    """
+    defaults = dataclasses.asdict(ExperimentConfig())
+    allowed = {name: defaults[name] for name in sections or defaults}
+    with usage_errors():
+        paths = [match[1] for match in map(_CONFIG_FLAG.match, sys.argv) if match]
+        check_fields(paths)
+        for path in paths:
+            if path.partition(".")[0] not in allowed:
+                raise ValueError(
+                    f"--config.{path} cannot change a trained model; this program has "
+                    f"{', '.join(f'--config.{name}.*' for name in allowed)} only."
+                )
+    config_flags.DEFINE_config_dict("config", config_dict.ConfigDict(allowed), description)
+
+
+def config_changes(config: ExperimentConfig) -> ExperimentConfig:
+    """Returns a configuration with the changes that the flags of `define_config_flag` ask for.
+
+    Raises:
+      ValueError: A value is not allowed.
+    """
+    return config.override(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
 def check_flags_of_mode(mode: str, flags_of_mode: Mapping[str, Sequence[str]]) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from absl import app, flags
 
-from nvae_tf.command_line import define_checkpoint_flag, usage_errors, use_devices
+from nvae_tf.command_line import (
+    config_changes,
+    define_config_flag,
+    define_model_flags,
+    usage_errors,
+    use_devices,
+)
 from nvae_tf.data import load_images
 from nvae_tf.evaluation import FeatureExtractor, InceptionFeatures, SavedModelFeatures
 from nvae_tf.evaluation.suite import Evaluation, Protocol
 from nvae_tf.files import check_directory_of, write_atomically
-from nvae_tf.runs.load import load_model
-from nvae_tf.runs.workdir import Workdir
 from nvae_tf.sampling.sampler import OUTPUTS, group_temperatures
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_CHECKPOINT = define_checkpoint_flag()
+_find_model = define_model_flags()
 _SPLIT = flags.DEFINE_string(
     "split", None, "Split of the data set to evaluate on; default: data.test_split."
 )
@@ -72,7 +76,7 @@ _OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "JSON file to write; a report is written beside it as HTML. Default: evaluation.json in the "
-    "workdir, or evaluation_best.json for the best checkpoint.",
+    "workdir, or evaluation_best.json for the best checkpoint; nothing for a preset.",
 )
 
 
@@ -85,13 +89,9 @@ def make_extractor() -> FeatureExtractor:
 
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
-        workdir = Workdir(_WORKDIR.value)
-        config = workdir.read_config()
-        checkpoint = _CHECKPOINT.value
-        output = _OUTPUT.value or workdir / (
-            "evaluation_best.json" if checkpoint == "best" else "evaluation.json"
-        )
-        report = os.path.splitext(output)[0] + ".html"
+        trained = _find_model()
+        config = config_changes(trained.config)
+        output = _OUTPUT.value or trained.evaluation_path
         for path in filter(None, (output, _PER_IMAGE.value)):
             check_directory_of(path)
         group_temperatures(config.model, _TEMPERATURE.value)  # fails early on a wrong flag
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
         extractor = make_extractor() if _NUM_SAMPLES.value else None
         split = _SPLIT.value or config.data.test_split
         images = load_images(config.data, config.model, split)[: _NUM_IMAGES.value]
-        model = load_model(workdir.path, checkpoint)
+        model = trained.load()
 
         evaluation = Evaluation(config, model, split, images, _BATCH_SIZE.value, _SEED.value)
         per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value)
@@ -116,14 +116,18 @@ def main(argv: list[str]) -> None:
                 reference_split=_REFERENCE_SPLIT.value or config.data.train_split,
                 seed=_SEED.value,
             )
-            evaluation.measure_sample_quality(protocol, extractor, workdir)
-        text = workdir.write_evaluation(evaluation.result(), output, checkpoint)
-        write_atomically(report, evaluation.report(f"{workdir.path}, {checkpoint} checkpoint"))
+            evaluation.measure_sample_quality(protocol, extractor, trained.batch_norm)
+        text = json.dumps({"step": trained.step, **evaluation.result()}, indent=2)
+        if output:
+            write_atomically(output, text + "\n")
+            report = os.path.splitext(output)[0] + ".html"
+            write_atomically(report, evaluation.report(trained.name))
     print(text)
 
 
 def run() -> None:
     """Entry point of `nvae-evaluate`."""
+    define_config_flag("The images: changes to the data's fields.", ["data"])
     app.run(main)
 
 

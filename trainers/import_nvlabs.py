@@ -48,11 +48,11 @@ def import_checkpoint(path: str, workdir: Workdir, preset: str | None = None) ->
 
 
 def _nearest_preset(model: NVAE) -> ExperimentConfig:
-    """Returns the first preset after quickstart that has the model's image shape and likelihood."""
+    """Returns the paper's preset with the model's image shape and likelihood, or the defaults."""
     wanted = model.config.image_shape, model.config.likelihood
-    for name in presets.names():
+    for name in presets.paper_names():
         config = presets.get(name)
-        if name != "quickstart" and (config.model.image_shape, config.model.likelihood) == wanted:
+        if (config.model.image_shape, config.model.likelihood) == wanted:
             return config
     return ExperimentConfig()
 

@@ -20,15 +20,15 @@ from tqdm import tqdm
 
 from nvae_tf.command_line import (
     check_flags_of_mode,
-    define_checkpoint_flag,
+    config_changes,
+    define_config_flag,
+    define_model_flags,
     usage_errors,
     use_devices,
 )
 from nvae_tf.config import ModelConfig
 from nvae_tf.data import load_images, preprocess
 from nvae_tf.files import write_atomically
-from nvae_tf.runs.load import load_model
-from nvae_tf.runs.workdir import Workdir
 from nvae_tf.sampling.explorer import Explorer, check_indices
 from nvae_tf.sampling.images import ANIMATIONS, check_grid_output, encode_grid
 from nvae_tf.sampling.sampler import group_temperatures
@@ -43,8 +43,7 @@ _DEFAULT_IMAGES = {"reconstruct": 8, "interpolate": 2, "traverse": 1, "vary": 1}
 _ANIMATED = ("interpolate", "traverse")
 _DRAWS = 7
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_CHECKPOINT = define_checkpoint_flag()
+_find_model = define_model_flags()
 _MODE = flags.DEFINE_enum("mode", None, list(_FLAGS_OF_MODE), "Grid to make.", required=True)
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -129,8 +128,8 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         mode = _MODE.value
         check_flags(mode)
-        workdir = Workdir(_WORKDIR.value)
-        config = workdir.read_config()
+        trained = _find_model()
+        config = config_changes(trained.config)
         num_groups = config.model.num_groups
         temperatures = group_temperatures(config.model, _TEMPERATURE.value)
         seeds = integers(_SEEDS, range(_DRAWS), 2**63)
@@ -149,7 +148,7 @@ def main(argv: list[str]) -> None:
         if mode == "interpolate" and len(seeds if from_seeds else numbers) < 2:
             raise ValueError("An interpolation needs two --images or --seeds, or more.")
 
-        model = load_model(workdir.path, _CHECKPOINT.value)
+        model = trained.load()
         with tqdm(unit="image", disable=None) as bar:
             explorer = Explorer(model, after_batch=bar.update)
             if mode == "reconstruct":
@@ -176,6 +175,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-latents`."""
+    define_config_flag("The images: changes to the data's fields.", ["data"])
     app.run(main)
 
 

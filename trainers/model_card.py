@@ -1,18 +1,17 @@
-"""Writes a model card from a run: `python -m trainers.model_card --workdir=DIR --output=CARD.md`.
+"""Writes a model card: `python -m trainers.model_card --workdir=DIR --output=CARD.md`.
 
-Facts from the run's files are filled in; placeholders in angle brackets are left for people.
+Facts from the model's files are filled in; placeholders in angle brackets are left for people.
 """
 
 from __future__ import annotations
 
 from absl import app, flags, logging
 
-from nvae_tf.command_line import usage_errors
+from nvae_tf.command_line import define_model_flags, usage_errors
 from nvae_tf.evaluation.model_card import model_card
 from nvae_tf.files import check_directory_of, write_atomically
-from nvae_tf.runs.workdir import Workdir
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_find_model = define_model_flags()
 _OUTPUT = flags.DEFINE_string("output", "MODEL_CARD.md", "File to write.")
 
 
@@ -20,7 +19,8 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         logging.set_verbosity(logging.WARNING)
         check_directory_of(_OUTPUT.value)
-        write_atomically(_OUTPUT.value, model_card(Workdir(_WORKDIR.value)))
+        trained = _find_model()
+        write_atomically(_OUTPUT.value, model_card(trained, trained.name))
     print(f"{_OUTPUT.value}: write what stands in angle brackets.")
 
 

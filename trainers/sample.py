@@ -1,4 +1,4 @@
-"""Draws images from a trained model: `python -m trainers.sample --workdir=DIR`."""
+"""Draws images from a trained model: `python -m trainers.sample --preset=mnist_small`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import contextlib
 from absl import app, flags
 from tqdm import tqdm
 
-from nvae_tf.command_line import define_checkpoint_flag, usage_errors, use_devices
-from nvae_tf.runs.load import load_model
-from nvae_tf.runs.workdir import Workdir
+from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
 from nvae_tf.sampling.images import check_image_output, image_writer
 from nvae_tf.sampling.readjustment import PASSES, readjusted, stored_statistics
 from nvae_tf.sampling.sampler import OUTPUTS, Sampler, group_temperatures
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_CHECKPOINT = define_checkpoint_flag()
+_find_model = define_model_flags()
 _TEMPERATURE = flags.DEFINE_list(
     "temperature",
     ["1.0"],
@@ -27,7 +24,8 @@ _READJUST_BN = flags.DEFINE_bool(
     "readjust_bn",
     False,
     f"First readjust the batch-norm statistics to the temperature, with {PASSES} passes in "
-    "training mode. They are kept in the workdir, and used again for every seed.",
+    "training mode. They are kept, in the workdir or for a preset in ~/.cache/nvae_tf, and used "
+    "again for every seed.",
 )
 _PIXELS = flags.DEFINE_enum(
     "pixels", "mean", OUTPUTS, "Mean of the distribution over images, or a sample from it."
@@ -46,17 +44,17 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         number = _NUM_SAMPLES.value
         check_image_output(_OUTPUT.value, number)
-        workdir = Workdir(_WORKDIR.value)
-        config = workdir.read_config().model
+        trained = _find_model()
+        config = trained.config.model
         temperatures = group_temperatures(config, _TEMPERATURE.value)
         with contextlib.ExitStack() as scope:
             write = scope.enter_context(image_writer(_OUTPUT.value, number, config.content_shape))
             use_devices()
-            model = load_model(workdir.path, _CHECKPOINT.value)
+            model = trained.load()
             if _READJUST_BN.value:
                 with tqdm(total=PASSES, unit="pass", disable=None) as bar:
                     statistics = stored_statistics(
-                        workdir / "batch_norm", model, temperatures, after_pass=bar.update
+                        trained.batch_norm, model, temperatures, after_pass=bar.update
                     )
                 scope.enter_context(readjusted(model, statistics))
             sampler = Sampler(model, _PIXELS.value, _BATCH_SIZE.value)

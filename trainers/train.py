@@ -6,16 +6,19 @@ command continues a run that was interrupted, from its newest checkpoint.
 
 from __future__ import annotations
 
-import dataclasses
-import re
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
 
 from nvae_tf import presets
-from nvae_tf.command_line import usage_errors, use_devices
-from nvae_tf.config import ExperimentConfig, check_fields
+from nvae_tf.command_line import (
+    config_changes,
+    define_config_flag,
+    usage_errors,
+    use_devices,
+)
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from trainers.run.experiment import train
 from trainers.run.step_profile import StepRange
@@ -28,7 +31,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", require
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", None, "Steps to trace for TensorBoard's profiler, such as 100:110."
 )
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "Trained model whose weights a new run starts with: a preset with weights, its directory, or "
+    "a workdir.",
+)
 
 
 def requested_config(workdir: Workdir) -> ExperimentConfig:
@@ -47,7 +55,7 @@ def requested_config(workdir: Workdir) -> ExperimentConfig:
             f"{workdir.path!r} holds no run yet: --preset must say what to train "
             f"({', '.join(presets.names())})."
         )
-    return base.override(config_flags.get_override_values(flags.FLAGS["config"]))
+    return config_changes(base)
 
 
 def main(argv: list[str]) -> None:
@@ -55,25 +63,18 @@ def main(argv: list[str]) -> None:
         workdir = Workdir(_WORKDIR.value)
         config = requested_config(workdir)
         steps = StepRange.parse(_PROFILE_STEPS.value) if _PROFILE_STEPS.value else None
+        init_from = TrainedModel.of(_INIT_FROM.value) if _INIT_FROM.value else None
         use_devices(training=True)
         logging.set_verbosity(logging.WARNING)
         try:
-            train(config, workdir, steps)
+            train(config, workdir, steps, init_from)
         except DivergedError as error:
             sys.exit(f"Error: {error}")
 
 
 def run() -> None:
     """Entry point of `nvae-train`."""
-    # ml_collections reads the arguments when the flag is defined, and its error for an unknown
-    # field is not clear, so the fields are checked before.
-    with usage_errors():
-        check_fields(match[1] for match in map(_OVERRIDE.match, sys.argv) if match)
-    config_flags.DEFINE_config_dict(
-        "config",
-        config_dict.ConfigDict(dataclasses.asdict(ExperimentConfig())),
-        "Changes to the preset's fields, such as --config.model.num_nf=1.",
-    )
+    define_config_flag("Changes to the preset's fields, such as --config.model.num_nf=1.")
     app.run(main)
 
 

@@ -30,7 +30,7 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise ValueError(
             f"Unknown data set {data.name!r}: data.name must be fashion_mnist_embedded, folder, "
-            "idx, tfrecord or the name of a TensorFlow Datasets image set, such as mnist or cifar10 "
+            "idx, tfrecord or the name of a TensorFlow Datasets image set such as mnist or cifar10 "
             f"({_first_line(error)})."
         ) from error
     features = builder.info.features or {}

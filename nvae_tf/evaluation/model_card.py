@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 import string
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.runs.checkpoint_files import checkpoint_step
-from nvae_tf.runs.load import load_model
-from nvae_tf.runs.workdir import Workdir
+from nvae_tf.runs.load import TrainedModel
 
 _TEMPLATE = pathlib.Path(__file__).with_name("model_card_template.md")
 _LIKELIHOODS = {
@@ -20,28 +16,26 @@ _LIKELIHOODS = {
 }
 
 
-def model_card(workdir: Workdir) -> str:
-    """Returns the model card of a run's newest checkpoint, as Markdown.
+def model_card(trained: TrainedModel, name: str) -> str:
+    """Returns the model card of a trained model, as Markdown with a header in YAML.
 
     Facts that the files do not hold are left as placeholders in angle brackets.
 
-    Raises:
-      FileNotFoundError: if the workdir holds no run, or the run has no checkpoint yet.
+    Args:
+      trained: The model.
+      name: What people call it.
     """
-    config = workdir.read_config()
-    checkpoint = workdir.latest_checkpoint()
-    if checkpoint is None:
-        raise FileNotFoundError(f"The run in {workdir.path!r} has no checkpoint yet.")
-    step = checkpoint_step(checkpoint)
+    config, step = trained.config, trained.step
     height, width, channels = config.model.content_shape
     data = config.data
     fields = {
-        "name": os.path.basename(os.path.abspath(workdir.path)),
-        "workdir": workdir.path,
+        "name": name,
+        "flags": trained.flags,
+        "dataset": data.name,
         "step": f"{step:,}",
         "num_groups": config.model.num_groups,
         "num_scales": config.model.num_latent_scales,
-        "parameters": f"{load_model(workdir.path).num_trainable_parameters:,}",
+        "parameters": f"{trained.load().num_trainable_parameters:,}",
         "image_shape": f"{height}x{width} pixels with {channels} channel(s) of "
         f"{config.model.num_x_bits} bit(s)",
         "likelihood": _LIKELIHOODS[config.model.likelihood],
@@ -56,7 +50,7 @@ def model_card(workdir: Workdir) -> str:
         "regularization": config.train.weight_decay_norm,
         "precision": config.train.precision,
         "seed": config.train.seed,
-        "evaluation": _evaluation(workdir, step),
+        "evaluation": _evaluation(trained),
         "config": config.to_json().strip(),
     }
     return string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(fields)
@@ -70,12 +64,11 @@ def _groups(config: ExperimentConfig) -> str:
     )
 
 
-def _evaluation(workdir: Workdir, step: int) -> str:
-    """Returns the bounds from the newest evaluation if it was made at `step`, else a hint."""
-    if workdir.evaluated_step() != step:
+def _evaluation(trained: TrainedModel) -> str:
+    """Returns the bounds from the evaluation, or a hint if there is none."""
+    result = trained.evaluation
+    if not result:
         return "Not evaluated at this step: run `nvae-evaluate`, and write this card again."
-    with open(workdir.evaluation, encoding="utf-8") as file:
-        result = json.load(file)
     return (
         f"On {result['num_images']:,} images of the split `{result['split']}`, per image:\n\n"
         "| | nats | bits per dimension |\n|---|---|---|\n"

@@ -26,7 +26,6 @@ from nvae_tf.evaluation import (
     sample_quality,
 )
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.runs.workdir import Workdir
 from nvae_tf.sampling.images import sheet, to_uint8
 from nvae_tf.sampling.readjustment import readjusted, stored_statistics
 from nvae_tf.sampling.sampler import Sampler
@@ -102,14 +101,14 @@ class Evaluation:
             )
 
     def measure_sample_quality(
-        self, protocol: Protocol, extractor: FeatureExtractor, workdir: Workdir
+        self, protocol: Protocol, extractor: FeatureExtractor, batch_norm: str
     ) -> None:
         """Computes FID, KID, precision and recall of samples against a split of the data set.
 
         Args:
           protocol: How samples are drawn, and the split of the real images.
           extractor: Computes the features.
-          workdir: The run's workdir, which keeps the readjusted batch-norm statistics.
+          batch_norm: The directory that keeps the readjusted batch-norm statistics.
         """
         data, model = self._config.data, self._config.model
         real = _as_generated(load_images(data, model, protocol.reference_split), model)
@@ -119,9 +118,7 @@ class Evaluation:
             )
         with contextlib.ExitStack() as scope:
             if protocol.readjust_bn:
-                statistics = stored_statistics(
-                    workdir / "batch_norm", self._model, protocol.temperature
-                )
+                statistics = stored_statistics(batch_norm, self._model, protocol.temperature)
                 scope.enter_context(readjusted(self._model, statistics))
             sampler = Sampler(self._model, protocol.pixels, self._batch_size)
             samples = sampler.batches(protocol.num_samples, protocol.temperature, protocol.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,12 +11,14 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from nvae_tf.config import ModelConfig
+from nvae_tf import presets
+from nvae_tf.config import ExperimentConfig, ModelConfig
 from nvae_tf.model.compilation import graph_function
 from nvae_tf.model.distributions import ImageDistribution, ResidualNormal, image_distribution
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.convolution import WeightNormConvolution
 from nvae_tf.model.layers.flow import AutoregressiveFlow
+from nvae_tf.model.pretrained import Pretrained, save
 from nvae_tf.model.stacks import Values, read_values
 from nvae_tf.model.towers import Towers
 
@@ -115,6 +118,57 @@ class NVAE(Towers):
             model = cls(config, **kwargs)
         model.has_own_values = False
         return model
+
+    @classmethod
+    def from_preset(
+        cls, preset: str | os.PathLike, load_weights: bool = True, **kwargs: Any
+    ) -> NVAE:
+        """Builds the model of a preset, with its trained weights.
+
+        Args:
+          preset: The name of a preset, or a directory that `save_to_preset` wrote.
+          load_weights: Whether the preset must have weights and the model takes them; else it is
+            initialised at random.
+          **kwargs: The arguments of `keras.Model`, such as `dtype`.
+
+        Raises:
+          ValueError: There is no such preset, it has no weights, or its files are damaged.
+
+        Example:
+        ```python
+        model = NVAE.from_preset("mnist_small")
+        pictures = model.likelihood(model.generate(16, temperature=0.8)).mean()
+        ```
+        """
+        if not load_weights and preset in presets.names():
+            return cls(presets.get(os.fspath(preset)).model, **kwargs)
+        found = Pretrained.find(preset)
+        model = cls(found.config.model, **kwargs)
+        if load_weights:
+            found.load_weights(model)
+        return model
+
+    def save_to_preset(
+        self,
+        directory: str | os.PathLike,
+        config: ExperimentConfig | None = None,
+        **options: Any,
+    ) -> None:
+        """Writes a directory from which `from_preset` makes this model again.
+
+        Args:
+          directory: The path to create.
+          config: The configuration of the experiment; None: defaults, with this model's own.
+          **options: The options of `nvae_tf.model.pretrained.save`, such as `half_precision`.
+
+        Raises:
+          ValueError: The directory exists and is not empty, the configuration is of another model,
+            or values are not finite.
+        """
+        config = config or ExperimentConfig(model=self.config)
+        if config.model != self.config:
+            raise ValueError("config.model describes another model than this one.")
+        save(self, directory, config, **options)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns the likelihood's parameters (B, H, W, P) of one reconstruction of each image."""

@@ -1,13 +1,135 @@
-"""Models out of the checkpoints of runs."""
+"""Trained models, from the checkpoints of runs and from presets."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.data.storage import cache_directory
 from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.pretrained import Pretrained
 from nvae_tf.model.stacks import read_values
-from nvae_tf.runs.checkpoint_files import AVERAGE, MODEL, CheckpointReader, write_checkpoint
+from nvae_tf.runs.checkpoint_files import (
+    AVERAGE,
+    MODEL,
+    CheckpointReader,
+    checkpoint_step,
+    write_checkpoint,
+)
 from nvae_tf.runs.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A model that has weights, whether a run trained it or it comes with this package.
+
+    Attributes:
+      name: What people call it: the path of a workdir and the checkpoint, or a preset.
+      flags: The flags by which a program finds it.
+      config: The configuration of the experiment.
+      step: The number of steps of training.
+      evaluation: The newest evaluation of exactly these weights; empty if there is none.
+      evaluation_path: Where its evaluations go; None: nowhere, unless the user says so.
+      batch_norm: The directory that keeps readjusted batch-norm statistics.
+      load: Returns the model, in Keras's current precision.
+    """
+
+    name: str
+    flags: str
+    config: ExperimentConfig
+    step: int
+    evaluation: Mapping[str, Any]
+    evaluation_path: str | None
+    batch_norm: str
+    load: Callable[[], NVAE]
+
+    @classmethod
+    def of_run(cls, workdir: Workdir, checkpoint: str = "latest") -> TrainedModel:
+        """Finds the model of a run.
+
+        Args:
+          workdir: The run's directory.
+          checkpoint: `"latest"`, or `"best"` for the one with the lowest validation -ELBO.
+
+        Raises:
+          FileNotFoundError: No run was started there, or it has no such checkpoint yet.
+          ValueError: This version cannot read the configuration, or the word is another one.
+        """
+        config = workdir.read_config()
+        prefix = workdir.checkpoint(checkpoint)
+        if prefix is None:
+            raise FileNotFoundError(
+                f"The run in {workdir.path!r} has no {checkpoint} checkpoint yet."
+            )
+        step = checkpoint_step(prefix)
+        evaluations = [workdir.evaluation_of("latest")]
+        if checkpoint == "best":
+            evaluations.insert(0, workdir.evaluation_of("best"))
+        return cls(
+            f"{workdir.path}, {checkpoint} checkpoint",
+            f"--workdir={workdir.path}" + (" --checkpoint=best" if checkpoint == "best" else ""),
+            config,
+            step,
+            _evaluation(evaluations, step),
+            evaluations[0],
+            workdir / "batch_norm",
+            lambda: _load_checkpoint(config, prefix),
+        )
+
+    @classmethod
+    def of_preset(cls, preset: str | os.PathLike) -> TrainedModel:
+        """Finds the model of a preset, by its name or its directory.
+
+        Raises:
+          ValueError: There is none, it has no weights, or its files are damaged.
+        """
+        found = Pretrained.find(preset)
+        return cls(
+            found.name,
+            f"--preset={found.name}",
+            found.config,
+            int(found.metadata.get("step", 0)),
+            found.metadata.get("evaluation", {}),
+            None,
+            os.path.join(cache_directory(found.config.data), "batch_norm"),
+            lambda: NVAE.from_preset(preset),
+        )
+
+    @classmethod
+    def of(cls, path_or_preset: str | os.PathLike) -> TrainedModel:
+        """Finds the model of a run, by its workdir, or else that of a preset."""
+        workdir = Workdir(path_or_preset)
+        is_run = workdir.has_config and os.path.isdir(workdir.checkpoints)
+        return cls.of_run(workdir) if is_run else cls.of_preset(path_or_preset)
+
+    def check_same_model(self, config: ExperimentConfig) -> None:
+        """Raises a ValueError if a configuration is that of another model, which names the fields.
+
+        Args:
+          config: The configuration of what is to start from these weights.
+        """
+        differences = [
+            phrase
+            for name, phrase in config.differences(self.config).items()
+            if name.startswith("model.")
+        ]
+        if differences:
+            raise ValueError(f"{self.name!r} is another model: {'; '.join(differences)}.")
+
+
+def _evaluation(paths: Sequence[str], step: int) -> Mapping[str, Any]:
+    """Returns the first of the evaluations that was made at that step."""
+    for path in paths:
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                fields = json.load(file)
+            if fields.pop("step", None) == step:
+                return fields
+    return {}
 
 
 def load_model(workdir: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
@@ -23,13 +145,10 @@ def load_model(workdir: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
       FileNotFoundError: No run was started there, or it has no such checkpoint yet.
       ValueError: Configuration or checkpoint do not fit this version, or the word is another one.
     """
-    directory = Workdir(workdir)
-    config = directory.read_config()
-    prefix = directory.checkpoint(checkpoint)
-    if prefix is None:
-        raise FileNotFoundError(
-            f"The run in {directory.path!r} has no {checkpoint} checkpoint yet."
-        )
+    return TrainedModel.of_run(Workdir(workdir), checkpoint).load()
+
+
+def _load_checkpoint(config: ExperimentConfig, prefix: str) -> NVAE:
     reader = CheckpointReader(prefix)
     model = NVAE(config.model)
     reader.check_layout(model.variables)

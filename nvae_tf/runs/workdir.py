@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import write_atomically
-from nvae_tf.runs.checkpoint_files import checkpoint_step, newest_checkpoint
+from nvae_tf.runs.checkpoint_files import newest_checkpoint
 
 CHECKPOINTS = ("latest", "best")
 _CONFIG = "config.json"
@@ -114,25 +113,14 @@ class Workdir:
         """Returns `checkpoint("latest")`."""
         return self.checkpoint("latest")
 
+    def evaluation_of(self, checkpoint: str) -> str:
+        """Returns the path of the newest evaluation of the latest or best checkpoint."""
+        return self / ("evaluation_best.json" if checkpoint == "best" else "evaluation.json")
+
     @property
     def evaluation(self) -> str:
-        """The path of the newest evaluation."""
-        return self / "evaluation.json"
-
-    def write_evaluation(
-        self, result: dict[str, Any], path: str | None = None, checkpoint: str = "latest"
-    ) -> str:
-        """Writes an evaluation as JSON, with the checkpoint's step; returns the text.
-
-        Args:
-          result: The fields of the evaluation.
-          path: Path of the file; None: `self.evaluation`.
-          checkpoint: The one that was evaluated, `"latest"` or `"best"`.
-        """
-        step = checkpoint_step(self.checkpoint(checkpoint))
-        text = json.dumps({"step": step, **result}, indent=2)
-        write_atomically(path or self.evaluation, text + "\n")
-        return text
+        """The path of the newest evaluation of the latest checkpoint."""
+        return self.evaluation_of("latest")
 
     def evaluated_step(self) -> int | None:
         """Returns the step of the newest evaluation, or None."""

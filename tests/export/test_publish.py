@@ -14,10 +14,10 @@ import pytest
 import tensorflow as tf
 
 from export import publish as publishing
-from export.manifest import Manifest, read_manifest, run_manifest, write_manifest
+from export.manifest import Manifest, manifest_of, read_manifest, write_manifest
 from export.publish import WorseModelError, check_blessing, publish, versions
 from nvae_tf import ExperimentConfig
-from nvae_tf.runs.load import save_weights
+from nvae_tf.runs.load import TrainedModel, save_weights
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from tests.export.exported import small_model
@@ -191,28 +191,34 @@ def evaluated(workdir, name, **fields):
 
 
 def test_the_manifest_of_a_run_has_the_metrics_of_its_step(run):
-    assert run_manifest(run).metrics == {}
+    assert manifest_of(TrainedModel.of_run(run)).metrics == {}
     evaluated(run, "evaluation.json", step=3, split="test", negative_elbo_bits_per_dim=1.0)
-    assert run_manifest(run).metrics == {}
+    assert manifest_of(TrainedModel.of_run(run)).metrics == {}
     measured = {"split": "test", "negative_elbo_bits_per_dim": 1.0}
     evaluated(run, "evaluation.json", step=0, kl_per_group=[1.0], **measured)
-    assert run_manifest(run).metrics == measured
-    assert run_manifest(run).step == 0
-    assert run_manifest(run).config == json.loads(run.read_config().to_json())
+    assert manifest_of(TrainedModel.of_run(run)).metrics == measured
+    assert manifest_of(TrainedModel.of_run(run)).step == 0
+    assert manifest_of(TrainedModel.of_run(run)).config == json.loads(run.read_config().to_json())
 
 
 def test_the_best_checkpoint_has_an_evaluation_of_its_own(run):
     shutil.copytree(run.checkpoints, run.best_checkpoints)
     evaluated(run, "evaluation.json", step=0, negative_elbo_bits_per_dim=1.0)
-    assert run_manifest(run, "best").metrics == {"negative_elbo_bits_per_dim": 1.0}
+    assert manifest_of(TrainedModel.of_run(run, "best")).metrics == {
+        "negative_elbo_bits_per_dim": 1.0
+    }
     evaluated(run, "evaluation_best.json", step=0, negative_elbo_bits_per_dim=0.5)
-    assert run_manifest(run, "best").metrics == {"negative_elbo_bits_per_dim": 0.5}
-    assert run_manifest(run, "latest").metrics == {"negative_elbo_bits_per_dim": 1.0}
+    assert manifest_of(TrainedModel.of_run(run, "best")).metrics == {
+        "negative_elbo_bits_per_dim": 0.5
+    }
+    assert manifest_of(TrainedModel.of_run(run, "latest")).metrics == {
+        "negative_elbo_bits_per_dim": 1.0
+    }
 
 
 def test_a_run_without_a_checkpoint(run):
     with pytest.raises(FileNotFoundError, match="no best checkpoint"):
-        run_manifest(run, "best")
+        manifest_of(TrainedModel.of_run(run, "best"))
 
 
 def test_a_manifest_is_read_back(tmp_path):

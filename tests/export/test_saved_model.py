@@ -11,10 +11,9 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
-from export.manifest import read_manifest, run_manifest
+from export.manifest import manifest_of, read_manifest
 from export.publish import publish
-from nvae_tf import load_model
-from nvae_tf.runs.load import save_weights
+from nvae_tf.runs.load import TrainedModel, save_weights
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from tests.export.exported import (
@@ -160,7 +159,8 @@ def test_two_exports_of_a_checkpoint_give_identical_answers(tmp_path):
     save_weights(small_model(), workdir)
     answers = []
     for _ in range(2):
-        version = publish(load_model(workdir.path), tmp_path / "nvae", run_manifest(workdir))
+        trained = TrainedModel.of_run(workdir)
+        version = publish(trained.load(), tmp_path / "nvae", manifest_of(trained))
         assert sorted(os.listdir(version)) == sorted(os.listdir(small_version()))
         assert not any(
             type_.type in (tf.half.as_datatype_enum, tf.bfloat16.as_datatype_enum)

@@ -6,6 +6,7 @@ import pytest
 
 import nvae_tf
 from nvae_tf.evaluation.model_card import model_card
+from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from tests.trainers.programs import Program, run
@@ -16,6 +17,7 @@ def test_a_card_has_the_numbers_of_the_run(finished, tmp_path):
     run("trainers.model_card", f"--workdir={finished.path}", f"--output={output}")
     card = output.read_text()
     assert "$" not in card
+    assert card.startswith("---\nlicense: <licence>\nlibrary_name: keras\n")
     parameters = nvae_tf.load_model(finished.path).num_trainable_parameters
     assert f"{parameters:,} trainable parameters" in card
     assert "8x8 pixels with 1 channel(s) of 1 bit(s), binary" in card
@@ -36,7 +38,7 @@ def test_an_evaluation_of_another_step_does_not_count(finished, tmp_path):
     with open(finished.evaluation) as file:
         result = json.load(file) | {"step": 3}
     (tmp_path / "evaluation.json").write_text(json.dumps(result))
-    assert "Not evaluated at this step" in model_card(copy)
+    assert "Not evaluated at this step" in model_card(TrainedModel.of_run(copy), "copy")
 
 
 def test_wrong_usage(tmp_path):
@@ -44,5 +46,5 @@ def test_wrong_usage(tmp_path):
     _, err = process.communicate()
     assert process.returncode == 1 and "is not the workdir of a run" in err
     Workdir(tmp_path / "empty").write_config(tiny_experiment_config())
-    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
-        model_card(Workdir(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match="no latest checkpoint yet"):
+        TrainedModel.of_run(Workdir(tmp_path / "empty"))

@@ -1,7 +1,9 @@
 """The programs from the outside: a clear line for wrong usage, and nothing created."""
 
+import dataclasses
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -17,7 +19,7 @@ from tests.trainers.programs import Program, run
 BAD_TRAINING = {
     "unknown preset": (
         ["--preset=nonesuch"],
-        "Unknown preset 'nonesuch'. Known: quickstart, folder64, mnist",
+        "Unknown preset 'nonesuch'. Known: quickstart, folder64, mnist_small",
     ),
     "unknown field": (
         ["--preset=quickstart", "--config.model.num_flows=1"],
@@ -179,6 +181,107 @@ def test_wrong_usage_of_evaluate(finished, tmp_path, argument, message):
     process = Program(
         "trainers.evaluate", f"--workdir={finished.path}", "--num_samples=9", output, argument
     )
+    _, err = process.communicate()
+    assert process.returncode == 1 and message in err and "Traceback" not in err
+    assert not os.listdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def preset(finished, tmp_path_factory):
+    """The finished run's model, saved for others."""
+    directory = tmp_path_factory.mktemp("preset") / "tiny"
+    out = run("trainers.save_preset", f"--workdir={finished.path}", f"--output={directory}")
+    assert out.startswith(f"{directory}: ")
+    return directory
+
+
+def test_a_preset_is_as_good_as_the_run(finished, preset, tmp_path):
+    metadata = json.loads((preset / "metadata.json").read_text())
+    written = json.loads(pathlib.Path(finished.evaluation).read_text())
+    assert metadata["step"] == written.pop("step") == 4
+    assert metadata["evaluation"] == written
+    assert "| -ELBO |" in (preset / "README.md").read_text()
+    sheets = []
+    for number, origin in enumerate((f"--workdir={finished.path}", f"--preset={preset}")):
+        sheets.append(tmp_path / f"{number}.png")
+        run("trainers.sample", origin, "--num_samples=2", f"--output={sheets[-1]}")
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+    bounds = [
+        json.loads(run("trainers.evaluate", origin, "--num_images=20", output))["negative_elbo"]
+        for origin, output in (
+            (f"--workdir={finished.path}", f"--output={tmp_path / 'x.json'}"),
+            (f"--preset={preset}", "--config.data.test_split=test"),
+        )
+    ]
+    assert bounds[0] == bounds[1]
+    assert sorted(os.listdir(preset)) == sorted(
+        ["README.md", "config.json", "metadata.json", "model.weights.h5"]
+    )
+
+
+def test_export_and_latents_take_presets(preset, tmp_path):
+    base = tmp_path / "serving"
+    out = run("export.export_model", f"--preset={preset}", f"--export_base={base}")
+    assert out.startswith(f"{base}/1: step 4")
+    manifest = json.loads((base / "1/assets.extra/nvae_manifest.json").read_text())
+    metadata = json.loads((preset / "metadata.json").read_text())
+    assert manifest["metrics"]["negative_elbo"] == metadata["evaluation"]["negative_elbo"]
+    output = tmp_path / "latents.png"
+    run("trainers.latents", f"--preset={preset}", "--mode=reconstruct", f"--output={output}")
+    assert output.exists()
+
+
+def test_a_run_starts_from_a_preset(preset, tmp_path):
+    trained = nvae_tf.NVAE.from_preset(preset)
+    out = run(
+        "trainers.train",
+        f"--init_from={preset}",
+        "--preset=quickstart",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.resize=true",
+        "--config.train.steps=1",
+        "--config.train.keep_checkpoints=2",
+        *(
+            f"--config.model.{name}={value}"
+            for name, value in dataclasses.asdict(trained.config).items()
+        ),
+    )
+    assert f"Starting from the weights of '{preset}'" in out
+    reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints/ckpt-0"))
+    for variable in trained.variables:
+        np.testing.assert_array_equal(reader.get_tensor(f"model/{variable.path}"), variable.numpy())
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("trainers.sample", ["--preset=nonesuch"], "no trained model 'nonesuch'"),
+        ("trainers.sample", ["--preset=mnist", "--workdir=w"], "Exactly one of (workdir, preset)"),
+        ("trainers.sample", [], "Exactly one of (workdir, preset)"),
+        ("trainers.sample", ["--preset=TINY", "--checkpoint=best"], "a preset has one state only"),
+        (
+            "trainers.evaluate",
+            ["--preset=TINY", "--config.model.num_nf=1"],
+            "--config.model.num_nf cannot change a trained model",
+        ),
+        ("trainers.evaluate", ["--preset=TINY", "--config.data.x=1"], "No configuration field"),
+        (
+            "trainers.evaluate",
+            ["--preset=TINY", "--config.data.name=idx"],
+            "data.data_dir must say where the files",
+        ),
+        (
+            "trainers.train",
+            ["--preset=quickstart", "--init_from=TINY", "--workdir=OUT"],
+            "is another model: model.image_shape is (8, 8, 1) there",
+        ),
+    ],
+)
+def test_wrong_usage_of_presets(preset, tmp_path, module, arguments, message):
+    words = {"TINY": str(preset), "OUT": str(tmp_path / "out")}
+    for word, path in words.items():
+        arguments = [argument.replace(word, path) for argument in arguments]
+    process = Program(module, *arguments)
     _, err = process.communicate()
     assert process.returncode == 1 and message in err and "Traceback" not in err
     assert not os.listdir(tmp_path)

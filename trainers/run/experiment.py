@@ -9,7 +9,9 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import load_images, training_batches
+from nvae_tf.model.stacks import read_values
 from nvae_tf.runs.checkpoint_files import checkpoint_step
+from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from nvae_tf.training.schedule import total_steps
 from trainers.run.checkpoints import Checkpointer
@@ -23,7 +25,10 @@ from trainers.run.trainer import DivergedError, Trainer, has_diverged
 
 
 def train(
-    config: ExperimentConfig, workdir: Workdir, profile_steps: StepRange | None = None
+    config: ExperimentConfig,
+    workdir: Workdir,
+    profile_steps: StepRange | None = None,
+    init_from: TrainedModel | None = None,
 ) -> None:
     """Trains until the run's last step, or goes on from where it stopped.
 
@@ -33,13 +38,16 @@ def train(
       config: The run's configuration.
       workdir: The run's directory.
       profile_steps: The steps to trace with TensorFlow's profiler.
+      init_from: A trained model whose weights the run starts with, unless it has started already.
 
     Raises:
-      ValueError: The workdir holds another run, the images do not fit, or the steps to trace are
-        not among those to come; nothing is created.
+      ValueError: The workdir holds another run, the images or `init_from` do not fit, or the steps
+        to trace are not among those to come; nothing is created.
       DivergedError: The loss is not finite any more, and going back did not help.
     """
     workdir.check_config(config)
+    if init_from:
+        init_from.check_same_model(config)
     strategy = make_strategy(config.train.strategy)
     images = load_images(config.data, config.model, config.data.train_split)
     test_images = load_images(config.data, config.model, config.data.test_split)
@@ -47,7 +55,7 @@ def train(
     run = _Run(config, workdir, strategy, images, test_images, profile_steps)
     with StopRequest() as stop:
         try:
-            if not run.start():
+            if not run.start(init_from):
                 return
             while True:
                 try:
@@ -123,7 +131,7 @@ class _Run:
         if self._chief:
             print(text, flush=True)
 
-    def start(self) -> bool:
+    def start(self, init_from: TrainedModel | None) -> bool:
         """Restores or initialises; returns whether there is anything left to do."""
         trainer = self._trainer
         restored = self._checkpointer.restore()
@@ -140,7 +148,11 @@ class _Run:
         if restored:
             self.say(f"Resuming after step {self.step} of {total}.")
         else:
-            trainer.initialize_from_batch(next(iter(self._dataset())))
+            if init_from:
+                trainer.state.start_from(read_values(init_from.load().variables))
+                self.say(f"Starting from the weights of {init_from.name!r}.")
+            else:
+                trainer.initialize_from_batch(next(iter(self._dataset())))
             self._save()  # so that there is always something to go back to
         batches = trainer.distribute(self._dataset())
         seconds = trainer.trace(batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 
@@ -16,6 +17,7 @@ from nvae_tf.evaluation import (
     LikelihoodResult,
     collapsed_groups,
 )
+from nvae_tf.files import write_atomically
 from nvae_tf.model.inference import InferenceModel
 from nvae_tf.runs.workdir import Workdir
 from nvae_tf.training.metrics import StepMetrics
@@ -156,7 +158,8 @@ class Progress:
         """Evaluates the finished model on all test images, prints and writes the result."""
         result = self._evaluate(self._test_images, self._trainer.total_steps)
         fields = {"split": self._trainer.config.data.test_split, **dataclasses.asdict(result)}
-        self._workdir.write_evaluation(fields)
+        text = json.dumps({"step": self._trainer.total_steps, **fields}, indent=2)
+        write_atomically(self._workdir.evaluation, text + "\n")
         self._warn_of_collapse(self._trainer.total_steps, result)
         self._summaries.end(success=True)
         self.close()

@@ -85,6 +85,14 @@ class TrainState(tf.Module):
         if self.average:
             self.average.assign(self.weights.values())
 
+    def start_from(self, values: Values) -> None:
+        """Takes weights and moving averages of another training, by path.
+
+        The average of the weights starts again; optimiser, guard and step stay at their start.
+        """
+        self.replace_weights({path: values[path] for path in self.weights.paths})
+        self.statistics.assign(self.statistics.layout.join(values))
+
     def _parts(self) -> dict[str, list[StackedVariables]]:
         """The parts of a checkpoint whose values have a path."""
         parts = {

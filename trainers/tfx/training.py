@@ -14,14 +14,14 @@ from typing import Any, Protocol
 # the variable late, so setting it here works even if TFX was imported before.
 os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
-from export.manifest import run_manifest
+from export.manifest import manifest_of
 from export.saved_model import write_saved_model
 from nvae_tf import presets
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import new_directory
 from nvae_tf.runs.checkpoint_files import checkpoint_step
-from nvae_tf.runs.load import load_model, save_weights
+from nvae_tf.runs.load import TrainedModel, save_weights
 from nvae_tf.runs.workdir import Workdir
 from trainers.run.experiment import train
 from trainers.tfx.examples import DataAccessor, copy_images
@@ -83,10 +83,7 @@ def run_fn(fn_args: FnArgs) -> None:
     base = _base_run(fn_args.base_model, config) if fn_args.base_model else None
     use_devices(training=True)
     _copy_examples(fn_args, config)
-    if base and not workdir.latest_checkpoint():
-        save_weights(load_model(base.path), workdir)
-        print(f"Starting from the weights of {base.path!r}.", flush=True)
-    train(config, workdir)
+    train(config, workdir, init_from=base)
     step = checkpoint_step(workdir.latest_checkpoint())
     if workdir.evaluated_step() != step:
         raise RuntimeError(f"The training was stopped after step {step}; nothing is exported.")
@@ -170,8 +167,8 @@ def _check_local(name: str, path: str) -> None:
         )
 
 
-def _base_run(base_model: str, config: ExperimentConfig) -> Workdir:
-    """Returns the workdir that holds the weights of a base model.
+def _base_run(base_model: str, config: ExperimentConfig) -> TrainedModel:
+    """Finds the weights of a base model.
 
     Args:
       base_model: A SavedModel that `run_fn` exported, as TFX passes it, or a workdir.
@@ -187,14 +184,9 @@ def _base_run(base_model: str, config: ExperimentConfig) -> Workdir:
             f"base_model {base_model!r} has no weights to start from: neither it nor {places[1]!r} "
             "is the workdir of a run. Only models that trainers.tfx_module trained have one."
         )
-    differences = [
-        phrase
-        for name, phrase in config.differences(workdir.read_config()).items()
-        if name.startswith("model.")
-    ]
-    if differences:
-        raise ValueError(f"base_model {base_model!r} is another model: {'; '.join(differences)}.")
-    return workdir
+    trained = TrainedModel.of_run(workdir)
+    trained.check_same_model(config)
+    return trained
 
 
 def _copy_examples(fn_args: FnArgs, config: ExperimentConfig) -> None:
@@ -208,9 +200,10 @@ def _copy_examples(fn_args: FnArgs, config: ExperimentConfig) -> None:
 
 
 def _export(workdir: Workdir, directory: str) -> None:
-    model = load_model(workdir.path)
+    trained = TrainedModel.of_run(workdir)
+    model = trained.load()
     keep = Workdir(run_beside(directory))
-    keep.write_config(workdir.read_config())
+    keep.write_config(trained.config)
     save_weights(model, keep)
     with new_directory(directory) as temporary:
-        write_saved_model(model, temporary, run_manifest(workdir))
+        write_saved_model(model, temporary, manifest_of(trained))

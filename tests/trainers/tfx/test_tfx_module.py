@@ -149,15 +149,17 @@ def assert_same_weights(model, expected, tolerance):
 def test_a_base_model_is_where_the_training_starts(
     trained, model, examples, tmp_path, monkeypatch, name
 ):
-    def train(config, workdir):
-        workdir.write_config(config)
+    starts = []
+
+    def train(config, workdir, init_from):
+        starts.append(init_from)
         raise InterruptedError
 
     monkeypatch.setattr(training, "train", train)
     fn_args = FnArgs(examples, tmp_path, base_model=getattr(trained, name))
     with pytest.raises(InterruptedError):
         run_fn(fn_args)
-    assert_same_weights(nvae_tf.load_model(fn_args.model_run_dir), model, tolerance=0)
+    assert_same_weights(starts[0].load(), model, tolerance=0)
 
 
 @pytest.mark.slow
@@ -215,7 +217,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_wrong_is_said_before_training(examples, tmp_path, monkeypatch, case):
     changes, message = REFUSED[case]
-    monkeypatch.setattr(training, "train", lambda *args: pytest.fail("it trains"))
+    monkeypatch.setattr(training, "train", lambda *args, **options: pytest.fail("it trains"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run_fn(FnArgs(examples, tmp_path, **changes))
     assert not os.listdir(tmp_path)
@@ -231,7 +233,7 @@ def test_a_base_model_of_another_shape_is_refused(trained, examples, tmp_path):
 
 def test_without_steps_all_images_and_the_configuration_count(examples, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(training, "train", lambda config, workdir: asked.append(config))
+    monkeypatch.setattr(training, "train", lambda config, *args, **options: asked.append(config))
     fn_args = FnArgs(examples, tmp_path, train_steps=None, eval_steps=None)
     with pytest.raises(RuntimeError, match="stopped"):
         run_fn(fn_args)
@@ -246,7 +248,7 @@ def test_tfx_may_keep_keys_of_its_own(examples, tmp_path):
 
 
 def test_a_training_that_was_stopped_exports_nothing(model, examples, tmp_path, monkeypatch):
-    def stopped(config, workdir):
+    def stopped(config, workdir, init_from):
         workdir.write_config(config)
         save_weights(model, workdir)
 

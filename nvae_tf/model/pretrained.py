@@ -1,0 +1,224 @@
+"""Directories with a trained model, by the conventions of KerasHub's presets.
+
+A directory holds `config.json` (the configuration of the whole experiment, as in a run's workdir),
+`metadata.json`, `model.weights.h5` (Keras's own format) and `README.md`, the model card. Those that
+are part of this package are in `nvae_tf/pretrained/`. See docs/presets.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from importlib import metadata, resources
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from nvae_tf import presets
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.files import new_directory
+
+_CONFIG, _METADATA, _WEIGHTS, _CARD = (
+    "config.json",
+    "metadata.json",
+    "model.weights.h5",
+    "README.md",
+)
+_CARD_TEXT = """---
+library_name: keras
+pipeline_tag: unconditional-image-generation
+tags: [nvae, vae]
+---
+
+# NVAE with {parameters:,} parameters
+
+Images of shape {shape}, {groups} latent groups. To draw samples:
+
+```sh
+nvae-sample --preset=DIRECTORY --output=samples.png
+```
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A directory with a trained model.
+
+    Attributes:
+      name: The name or the path by which it was found.
+      directory: Its path.
+      config: The configuration of the experiment.
+      metadata: The content of `metadata.json`: `keras_version`, `nvae_tf_version`,
+        `parameter_count`, `date_saved`, and from a run `step` and `evaluation`.
+    """
+
+    name: str
+    directory: str
+    config: ExperimentConfig
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def find(cls, preset: str | os.PathLike) -> Pretrained:
+        """Finds a trained model by the name of a preset, or by the path of a directory.
+
+        Raises:
+          ValueError: There is none; the message says which there are, or how to train one. Or its
+            files are damaged.
+        """
+        name = os.fspath(preset)
+        directory = os.path.join(builtin_directory(), name)
+        if name not in builtin_names():
+            directory = name
+            if not os.path.isdir(directory):
+                raise ValueError(_advice(name))
+        texts = {}
+        for file in (_CONFIG, _METADATA):
+            try:
+                texts[file] = pathlib.Path(directory, file).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(
+                    f"{name!r} is not the directory of a trained model: {error}. It must hold "
+                    f"{_CONFIG}, {_METADATA} and {_WEIGHTS}, which nvae-save-preset writes."
+                ) from error
+        config = ExperimentConfig.from_json(texts[_CONFIG])
+        try:
+            facts = json.loads(texts[_METADATA])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name!r}: {_METADATA} is damaged ({error}).") from error
+        if not isinstance(facts, dict):
+            raise ValueError(f"{name!r}: {_METADATA} must be a JSON object.")
+        return cls(name, directory, config, facts)
+
+    def load_weights(self, model: keras.Model) -> None:
+        """Gives a model of this configuration the weights.
+
+        Raises:
+          ValueError: The file is missing or damaged, or it belongs to another model.
+        """
+        path = os.path.join(self.directory, _WEIGHTS)
+        try:
+            model.load_weights(path)
+        except Exception as error:  # h5py and Keras raise whatever comes up on the way
+            raise ValueError(
+                f"{path!r} does not hold the weights of this model: {error}"
+            ) from error
+        for variable in model.variables:
+            if not np.isfinite(variable.numpy()).all():
+                raise ValueError(f"{path!r}: the values of {variable.path} are not finite.")
+
+
+def builtin_directory() -> str:
+    """Returns the directory of the trained models in this package."""
+    return str(resources.files("nvae_tf").joinpath("pretrained"))
+
+
+def builtin_names() -> tuple[str, ...]:
+    """Returns the names of the presets whose weights are part of this package."""
+    directory = builtin_directory()
+    return tuple(
+        name for name in presets.names() if os.path.exists(os.path.join(directory, name, _WEIGHTS))
+    )
+
+
+def _advice(name: str) -> str:
+    included = ", ".join(builtin_names()) or "none"
+    if name in presets.names():
+        return (
+            f"This package has no weights of the preset {name!r}, only of: {included}. To train "
+            f"them: nvae-train --preset={name} --workdir=W; then use --workdir=W, or the directory "
+            "that nvae-save-preset writes."
+        )
+    return (
+        f"There is no trained model {name!r}: neither a directory, nor a preset with weights "
+        f"({included})."
+    )
+
+
+def save(
+    model: keras.Model,
+    directory: str | os.PathLike,
+    config: ExperimentConfig,
+    *,
+    half_precision: bool = False,
+    card: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the directory of a trained model, which appears whole or not at all.
+
+    Args:
+      model: The model, an `NVAE`.
+      directory: The path to create.
+      config: The configuration of the experiment, which describes this model.
+      half_precision: Whether the file has kernels as float16, which halves it. Vectors stay
+        float32.
+      card: The text of the model card; None: a few lines.
+      facts: What `metadata.json` has besides versions, number of parameters and date.
+
+    Raises:
+      ValueError: The directory exists and is not empty, or values are not finite, or too large for
+        float16.
+    """
+    for variable in model.variables:
+        if not np.isfinite(variable.numpy()).all():
+            raise ValueError(f"The values of {variable.path} are not finite: nothing was saved.")
+    parameters = model.count_params()
+    if card is None:
+        card = _CARD_TEXT.format(
+            parameters=parameters,
+            shape=config.model.content_shape,
+            groups=config.model.num_groups,
+        )
+    content = {
+        "keras_version": keras.__version__,
+        "nvae_tf_version": _package_version(),
+        "parameter_count": parameters,
+        "date_saved": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d@%H:%M:%S"),
+        **(facts or {}),
+    }
+    with new_directory(directory) as temporary:
+        for name, text in (
+            (_CONFIG, config.to_json()),
+            (_METADATA, json.dumps(content, indent=2) + "\n"),
+            (_CARD, card),
+        ):
+            pathlib.Path(temporary, name).write_text(text, encoding="utf-8")
+        path = os.path.join(temporary, _WEIGHTS)
+        if half_precision:
+            wide = os.path.join(temporary, f"wide.{_WEIGHTS}")
+            model.save_weights(wide)
+            _copy_with_half_kernels(wide, path)
+            os.remove(wide)
+        else:
+            model.save_weights(path)
+
+
+def _copy_with_half_kernels(source: str, target: str) -> None:
+    with h5py.File(source, "r") as wide, h5py.File(target, "w") as narrow:
+
+        def copy(name: str, item: h5py.Dataset | h5py.Group) -> None:
+            if isinstance(item, h5py.Dataset):
+                values = item[()]
+                if values.ndim > 1:
+                    with np.errstate(over="ignore"):
+                        values = values.astype(np.float16)
+                    if not np.isfinite(values).all():
+                        raise ValueError(f"{name} has values that are too large for float16.")
+                narrow[name] = values
+            else:
+                narrow.require_group(name)
+            narrow[name].attrs.update(item.attrs)
+
+        wide.visititems(copy)
+
+
+def _package_version() -> str:
+    try:
+        return metadata.version("nvae-tf")
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,157 @@
+"""Directories of trained models."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from nvae_tf import NVAE, ExperimentConfig, presets
+from nvae_tf.model.pretrained import Pretrained, builtin_directory, builtin_names
+from tests.conftest import tiny_model_config
+
+BUILTIN = [(name, pathlib.Path(builtin_directory(), name)) for name in builtin_names()]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A tiny model whose moving averages are not those of a new one."""
+    model = NVAE(tiny_model_config(num_nf=1))
+    generator = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(generator.normal(1.0, 0.1, variable.shape).astype(np.float32))
+    return model
+
+
+@pytest.fixture(scope="module")
+def directory(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model"
+    model.save_to_preset(path, facts={"step": 3})
+    return path
+
+
+def test_what_is_saved_is_what_comes_back(model, directory):
+    assert sorted(os.listdir(directory)) == [
+        "README.md",
+        "config.json",
+        "metadata.json",
+        "model.weights.h5",
+    ]
+    again = NVAE.from_preset(directory)
+    assert again.config == model.config
+    for a, b in zip(model.variables, again.variables, strict=True):
+        assert a.path == b.path
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), a.path)
+    metadata = json.loads((directory / "metadata.json").read_text())
+    assert metadata["parameter_count"] == sum(np.prod(v.shape) for v in model.variables)
+    assert metadata["step"] == 3
+    assert (directory / "README.md").read_text().startswith("---\nlibrary_name: keras\n")
+
+
+def test_half_precision_rounds_kernels_and_leaves_vectors(model, directory, tmp_path):
+    model.save_to_preset(tmp_path / "half", half_precision=True)
+    again = NVAE.from_preset(tmp_path / "half")
+    for a, b in zip(model.variables, again.variables, strict=True):
+        wanted = a.numpy().astype(np.float16) if len(a.shape) > 1 else a.numpy()
+        np.testing.assert_array_equal(wanted, b.numpy(), a.path)
+    files = [path / "model.weights.h5" for path in (directory, tmp_path / "half")]
+    with h5py.File(files[0]) as wide, h5py.File(files[1]) as narrow:
+        assert set(wide) == set(narrow)
+    assert files[1].stat().st_size < files[0].stat().st_size
+
+
+def test_values_that_do_not_fit_are_refused(tmp_path):
+    model = NVAE(tiny_model_config())
+    kernel = model.stem.kernel
+    kernel.assign(np.full(kernel.shape, 1e5, np.float32))
+    with pytest.raises(ValueError, match="too large for float16"):
+        model.save_to_preset(tmp_path / "model", half_precision=True)
+    kernel.assign(np.full(kernel.shape, np.nan, np.float32))
+    with pytest.raises(ValueError, match="stem/kernel are not finite: nothing was saved"):
+        model.save_to_preset(tmp_path / "model")
+    assert not os.listdir(tmp_path)
+
+
+def test_nothing_is_overwritten_and_other_configurations_are_refused(model, directory, tmp_path):
+    with pytest.raises(ValueError, match="exists already"):
+        model.save_to_preset(directory)
+    with pytest.raises(ValueError, match="another model"):
+        model.save_to_preset(tmp_path / "x", ExperimentConfig(model=tiny_model_config()))
+
+
+def test_structure_alone(directory, model):
+    fresh = NVAE.from_preset(directory, load_weights=False)
+    assert fresh.config == model.config
+    assert np.any(fresh.stem.kernel.numpy() != model.stem.kernel.numpy())
+    assert NVAE.from_preset("quickstart", load_weights=False).config == (
+        presets.get("quickstart").model
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nonesuch", "no trained model 'nonesuch': neither a directory, nor a preset with weights"),
+        ("cifar10", "no weights of the preset 'cifar10'.*nvae-train --preset=cifar10 --workdir=W"),
+    ],
+)
+def test_presets_without_weights(name, message):
+    with pytest.raises(ValueError, match=message):
+        NVAE.from_preset(name)
+
+
+def damage_weights(path):
+    content = bytearray((path / "model.weights.h5").read_bytes())
+    (path / "model.weights.h5").write_bytes(content[: len(content) // 2])
+
+
+def other_model(path):
+    config = ExperimentConfig(model=tiny_model_config(num_channels_enc=16))
+    (path / "config.json").write_text(config.to_json())
+
+
+def not_finite(path):
+    with h5py.File(path / "model.weights.h5", "r+") as file:
+        file.visititems(
+            lambda _, item: (
+                item.__setitem__(..., np.nan) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "config.json").unlink(), "not the directory of a trained model.*con"),
+        (lambda path: (path / "metadata.json").write_text("{"), "metadata.json is damaged"),
+        (lambda path: (path / "metadata.json").write_text("[]"), "must be a JSON object"),
+        (lambda path: (path / "model.weights.h5").unlink(), "h5' does not hold the weights"),
+        (damage_weights, "h5' does not hold the weights"),
+        (other_model, "h5' does not hold the weights"),
+        (not_finite, "the values of .* are not finite"),
+    ],
+)
+def test_damaged_directories(directory, tmp_path, damage, message):
+    shutil.copytree(directory, tmp_path / "copy")
+    damage(tmp_path / "copy")
+    with pytest.raises(ValueError, match=message):
+        NVAE.from_preset(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(("name", "path"), BUILTIN)
+def test_models_in_the_package(name, path):
+    found = Pretrained.find(name)
+    assert found.config.model == presets.get(name).model
+    model = NVAE.from_preset(name)
+    assert found.metadata["parameter_count"] == model.count_params()
+    assert (path / "model.weights.h5").stat().st_size < 10e6
+    assert "<" not in (path / "README.md").read_text().partition("## Configuration")[0]
+    assert found.metadata["evaluation"]["negative_elbo"] > 0
+
+
+def test_size_of_all_models_in_the_package():
+    sizes = [file.stat().st_size for _, path in BUILTIN for file in path.iterdir()]
+    assert sum(sizes) < 25e6

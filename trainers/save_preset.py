@@ -1,0 +1,50 @@
+"""Saves a run's model for others: `python -m trainers.save_preset --workdir=W --output=DIRECTORY`.
+
+The directory holds configuration, weights, metadata with the newest evaluation, and the model card.
+Programs take it as `--preset=DIRECTORY`, and Python code as `NVAE.from_preset(DIRECTORY)`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import app, flags, logging
+
+from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
+from nvae_tf.evaluation.model_card import model_card
+
+_find_model = define_model_flags()
+_OUTPUT = flags.DEFINE_string("output", None, "Directory to create.", required=True)
+_HALF_PRECISION = flags.DEFINE_bool(
+    "half_precision", False, "Store kernels as float16, which halves the file."
+)
+
+
+def main(argv: list[str]) -> None:
+    with usage_errors(argv):
+        use_devices()
+        logging.set_verbosity(logging.WARNING)
+        trained = _find_model()
+        output = os.path.normpath(_OUTPUT.value)
+        model = trained.load()
+        model.save_to_preset(
+            output,
+            trained.config,
+            half_precision=_HALF_PRECISION.value,
+            card=model_card(trained, os.path.basename(output)),
+            facts={"step": trained.step, "evaluation": dict(trained.evaluation)},
+        )
+    size = sum(os.path.getsize(os.path.join(output, name)) for name in os.listdir(output))
+    print(
+        f"{output}: {model.num_trainable_parameters:,} parameters, {size / 1e6:.1f} MB. "
+        "Write what stands in angle brackets in its README.md."
+    )
+
+
+def run() -> None:
+    """Entry point of `nvae-save-preset`."""
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()
