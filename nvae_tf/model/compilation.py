@@ -8,7 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 
-def graph_function(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def graph_function(
+    function: Callable[..., Any], **options: Any
+) -> tf.types.experimental.PolymorphicFunction:
     """Makes a function of tensors a node of the graph, which is traced once for each shape.
 
     A network has hundreds of the same layers in a few shapes; their operations are not repeated.

@@ -18,6 +18,7 @@ from nvae_tf.model.distributions import ImageDistribution, ResidualNormal, image
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.convolution import WeightNormConvolution
 from nvae_tf.model.layers.flow import AutoregressiveFlow
+from nvae_tf.model.noise import normal_rows
 from nvae_tf.model.pretrained import Pretrained, save
 from nvae_tf.model.stacks import Values, read_values
 from nvae_tf.model.towers import Towers
@@ -326,20 +327,26 @@ class NVAE(Towers):
         return images[:, border : height - border, border : width - border]
 
     def draw_noise(
-        self, num_samples: int | tf.Tensor, seed: Sequence[int] | tf.Tensor
+        self,
+        num_samples: int | tf.Tensor,
+        seed: Sequence[int] | tf.Tensor,
+        first: int | tf.Tensor = 0,
     ) -> list[tf.Tensor]:
         """Draws L standard-normal tensors (B, H_l, W_l, C_z), the same ones for the same seed.
 
         Args:
           num_samples: B.
           seed: Two integers, as for `tf.random.stateless_normal`.
+          first: The number of the first row: these are the rows from there on of any larger batch.
         """
         seed = tf.cast(seed, tf.int64)
         return [
-            tf.random.stateless_normal(
-                tf.concat([[num_samples], shape], axis=0),
+            normal_rows(
+                num_samples,
+                shape,
                 # Folded in as 32 bits, two of some ten thousand seeds would become the same.
                 tf.random.experimental.stateless_fold_in(seed, tf.constant(group, tf.int64)),
+                first,
             )
             for group, shape in enumerate(self.config.latent_shapes)
         ]

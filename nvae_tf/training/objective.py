@@ -11,8 +11,10 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, TrainConfig
 from nvae_tf.model.nvae import NVAE, InferenceOutput
+from nvae_tf.replicas import Replicas
 
 _MIN_KL_COEFFICIENT = 1e-4
+_ALONE = Replicas()
 _BALANCE_OFFSET = 0.01  # nats, so that a group without KL still has a coefficient
 
 
@@ -35,6 +37,7 @@ def objective_terms(
     images: tf.Tensor,
     output: InferenceOutput,
     kl_coefficient: float | tf.Tensor,
+    replicas: Replicas = _ALONE,
 ) -> ObjectiveTerms:
     """Computes the terms of the training loss.
 
@@ -43,9 +46,10 @@ def objective_terms(
       images: (B, H, W, C), in [0, 1].
       output: What `infer` made of the images.
       kl_coefficient: beta.
+      replicas: Those whose images belong to the same batch.
     """
     importance = group_importance(model.config.groups_per_scale)
-    balance = kl_balance(output.kl_per_group, importance, kl_coefficient)
+    balance = kl_balance(output.kl_per_group, importance, kl_coefficient, replicas)
     return ObjectiveTerms(
         reconstruction=-model.likelihood(output.logits).log_prob(images),
         kl_per_group=output.kl_per_group,
@@ -71,7 +75,10 @@ def group_importance(groups_per_scale: Sequence[int]) -> np.ndarray:
 
 
 def kl_balance(
-    kl_per_group: tf.Tensor, importance: np.ndarray, kl_coefficient: float | tf.Tensor
+    kl_per_group: tf.Tensor,
+    importance: np.ndarray,
+    kl_coefficient: float | tf.Tensor,
+    replicas: Replicas = _ALONE,
 ) -> tf.Tensor:
     """Returns gamma (L,): more weight to groups with more KL while beta < 1, and 1 afterwards.
 
@@ -82,11 +89,9 @@ def kl_balance(
       kl_per_group: (B, L), nats.
       importance: alpha (L,), see `group_importance`.
       kl_coefficient: beta.
+      replicas: Those whose images belong to the same batch.
     """
-    mean = tf.reduce_mean(tf.abs(kl_per_group), axis=0)
-    context = tf.distribute.get_replica_context()
-    if context is not None and context.num_replicas_in_sync > 1:
-        mean = context.all_reduce("mean", mean)
+    mean = replicas.mean(tf.reduce_mean(tf.abs(kl_per_group), axis=0))
     weight = tf.stop_gradient((mean + _BALANCE_OFFSET) / importance)
     balanced = weight / tf.reduce_mean(weight)
     return tf.where(kl_coefficient < 1.0, balanced, tf.ones_like(balanced))

@@ -18,10 +18,8 @@ def expected_memory(trainer: Trainer, batches: tf.distribute.DistributedDataset)
     The operations are taken in the order in which they were traced, and what single
     kernels need for themselves, the program and TensorFlow itself are left out.
     """
-    function = trainer.concrete_functions(batches)[0]
-    local_replicas = max(len(trainer.strategy.extended.worker_devices), 1)
-    tensors = peak_bytes(function.graph.get_operations()) // local_replicas
-    return trainer.num_bytes + tensors
+    graph, replicas = trainer.gradient_graph(batches)
+    return trainer.num_bytes + peak_bytes(graph.get_operations()) // replicas
 
 
 def peak_bytes(operations: list[Any]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
@@ -10,6 +12,16 @@ from nvae_tf.model.stacks import StackedVariables, StackLayout, Values, read_val
 from nvae_tf.runs.checkpoint_files import AVERAGE, MODEL, CheckpointReader
 from nvae_tf.training.regularization import Regularizer
 from trainers.run.guard import Guard
+
+
+class Reading(NamedTuple):
+    """What the gradients of a step depend on, as tensors."""
+
+    weights: list[tf.Tensor]  # by stack
+    statistics: list[tf.Tensor]  # by stack
+    singular_vectors: list[tf.Tensor]  # by stack
+    loss_scale: tf.Tensor
+    step: tf.Tensor
 
 
 class TrainState(tf.Module):
@@ -78,6 +90,16 @@ class TrainState(tf.Module):
     def evaluation_values(self) -> Values:
         """Reads what evaluations use: `model_values`, with the average of the weights if any."""
         return (self.average or self.weights).by_path() | self.statistics.by_path()
+
+    def read(self) -> Reading:
+        """Reads what the gradients of the next step depend on; a replica reads its own copy."""
+        return Reading(
+            self.weights.values(),
+            self.statistics.values(),
+            self.singular_vectors.values(),
+            tf.convert_to_tensor(self.guard.loss_scale),
+            tf.convert_to_tensor(self.step),
+        )
 
     def replace_weights(self, values: dict[str, tf.Tensor]) -> None:
         """Replaces some weights, by path, and starts their average again."""

@@ -1,7 +1,8 @@
 """The training step as functions: gradients of a batch or a part of one, and the update.
 
-`forward_backward` runs on every replica, with its share of the images; what it returns is summed
-over the replicas. `update` runs once, outside of them. docs/training_step.md follows one batch.
+`forward_backward` is a function of tensors. It computes on every replica, with its share of the
+images; what it returns is summed over the replicas. `update` runs once, outside of them.
+docs/training_step.md follows one batch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.normalization import move_average
 from nvae_tf.model.nvae import NVAE, InferenceOutput
+from nvae_tf.model.stacks import StackLayout
+from nvae_tf.replicas import Replicas
 from nvae_tf.training.gradients import two_stage_gradients
 from nvae_tf.training.metrics import BatchMeans, StepMetrics, Verdict
 from nvae_tf.training.objective import ObjectiveTerms, negative_elbo, objective_terms
@@ -22,7 +25,7 @@ from nvae_tf.training.optimizer import AdaMax
 from nvae_tf.training.regularization import FIRST_ITERATIONS, ITERATIONS, Regularizer
 from nvae_tf.training.schedule import Schedule
 from nvae_tf.training.weight_average import move_weight_average
-from trainers.run.state import TrainState
+from trainers.run.state import Reading, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +36,15 @@ class StepDefinition:
     model: NVAE  # structure alone
     regularizer: Regularizer
     schedule: Schedule
-    replicas: int
+    weights: StackLayout
+    statistics: StackLayout
+    num_replicas: int
 
     @property
     def replica_batch(self) -> int:
         """The number of images that a replica sees at a time."""
         train = self.config.train
-        return train.global_batch_size // (self.replicas * train.accumulation_steps)
+        return train.global_batch_size // (self.num_replicas * train.accumulation_steps)
 
 
 class Share(NamedTuple):
@@ -51,13 +56,19 @@ class Share(NamedTuple):
 
 
 def forward_backward(
-    run: StepDefinition, state: TrainState, images: tf.Tensor, part: tf.Tensor, stop: tf.Tensor
+    run: StepDefinition,
+    replicas: Replicas,
+    state: Reading,
+    images: tf.Tensor,
+    part: tf.Tensor,
+    stop: tf.Tensor,
 ) -> tuple[Share, list[tf.Tensor]]:
-    """Computes loss and gradients in a replica's context, and sums them over the replicas.
+    """Computes a replica's loss and gradients, and sums them over the replicas.
 
     Args:
       run: The definition of the step.
-      state: The state to start from, which is only read.
+      replicas: Those that compute the step together.
+      state: The values to start from.
       images: This replica's images (B, H, W, C).
       part: The number of the part of the global batch, with accumulation; else 0.
       stop: Whether this worker was asked to stop.
@@ -66,47 +77,49 @@ def forward_backward(
       The sum of the replicas' shares, and the singular vectors after this part.
     """
     images = tf.ensure_shape(images, [run.replica_batch, *run.config.model.image_shape])
-    step = tf.convert_to_tensor(state.step)
+    step = state.step
     schedule = run.schedule.at(step)
-    noise = _replica_noise(run, step, part)
-    averages, scale = state.statistics.by_path(), tf.convert_to_tensor(state.guard.loss_scale)
+    noise = _replica_noise(run, replicas, step, part)
+    averages, scale = run.statistics.split(state.statistics), state.loss_scale
     # The first part of a batch moves the vectors, the others find them where they are.
     iterations = tf.where(part > 0, 0, tf.where(step > 0, ITERATIONS, FIRST_ITERATIONS))
 
     def regularize(
         weights: list[tf.Tensor],
     ) -> tuple[list[tf.Tensor], tf.Tensor, tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]]:
-        stacks = state.weights.layout.lookup(weights)
+        stacks = run.weights.lookup(weights)
         kernels = run.regularizer.kernels.compute(stacks)
-        vectors = state.singular_vectors.values()
-        values, vectors = run.regularizer.singular_values(kernels, vectors, iterations)
+        values, vectors = run.regularizer.singular_values(
+            kernels, state.singular_vectors, iterations
+        )
         batch_norm = run.regularizer.batch_norm(stacks)
         return kernels, tf.reduce_sum(values) + batch_norm, (values, batch_norm, vectors)
 
     def infer(
         weights: list[tf.Tensor], kernels: list[tf.Tensor]
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, InferenceOutput, ObjectiveTerms, dict[str, tf.Tensor]]]:
-        values = state.weights.layout.split(weights) | averages
+        values = run.weights.split(weights) | averages
         kernels_by_path = run.regularizer.kernels.split(kernels)
         recompute = run.config.train.recompute
-        with functional_call(run.model, values, kernels_by_path, recompute=recompute) as call:
+        with functional_call(
+            run.model, values, kernels_by_path, recompute=recompute, replicas=replicas
+        ) as call:
             output = run.model.infer(images, noise, training=True)
-            terms = objective_terms(run.model, images, output, schedule.kl)
+        terms = objective_terms(run.model, images, output, schedule.kl, replicas)
         loss = tf.reduce_sum(terms.reconstruction + schedule.kl * terms.balanced_kl)
-        loss /= run.replica_batch * run.replicas
+        loss /= run.replica_batch * replicas.size
         return loss * scale, (loss, output, terms, call.statistics)
 
-    penalty = schedule.regularization / run.replicas
+    penalty = schedule.regularization / replicas.size
     gradients, (singular_values, batch_norm, vectors), (loss, output, terms, statistics) = (
-        two_stage_gradients(state.weights.values(), regularize, infer, penalty * scale)
+        two_stage_gradients(state.weights, regularize, infer, penalty * scale)
     )
-    loss += schedule.regularization * (tf.reduce_sum(singular_values) + batch_norm) / run.replicas
+    loss += schedule.regularization * (tf.reduce_sum(singular_values) + batch_norm) / replicas.size
     means = _replica_means(run, loss, output, terms, singular_values, batch_norm, stop)
-    if run.replicas > 1:
-        context = tf.distribute.get_replica_context()
-        gradients, means = context.all_reduce("sum", (gradients, means))
+    summed = replicas.sum([*gradients, *means])
+    gradients, means = summed[: len(gradients)], BatchMeans(*summed[len(gradients) :])
     # The replicas have synchronised their batch statistics already.
-    return Share(gradients, state.statistics.layout.join(statistics), means), vectors
+    return Share(gradients, run.statistics.join(statistics), means), vectors
 
 
 def _replica_means(
@@ -119,7 +132,8 @@ def _replica_means(
     stop: tf.Tensor,
 ) -> BatchMeans:
     """Computes what a replica adds to the means over the batch."""
-    batch, replicas = run.replica_batch * run.replicas, run.replicas
+    replicas = run.num_replicas
+    batch = run.replica_batch * replicas
     kl = tf.reduce_sum(terms.kl_per_group, axis=1)
     bound = tf.stack([negative_elbo(terms), terms.reconstruction, kl])
     return BatchMeans(
@@ -135,18 +149,13 @@ def _replica_means(
     )
 
 
-def _replica_noise(run: StepDefinition, step: tf.Tensor, part: tf.Tensor) -> list[tf.Tensor]:
+def _replica_noise(
+    run: StepDefinition, replicas: Replicas, step: tf.Tensor, part: tf.Tensor
+) -> list[tf.Tensor]:
     """Draws this replica's rows of the global batch's noise, which depends on the step only."""
-    batch, rows = run.config.train.global_batch_size, run.replica_batch
     seed = tf.stack([tf.constant(run.config.train.seed, tf.int64), step])
-    noise = run.model.draw_noise(batch, seed)
-    if rows == batch:
-        return noise
-    context = tf.distribute.get_replica_context()
-    first = rows * (part * run.replicas + context.replica_id_in_sync_group)
-    return [
-        tf.ensure_shape(tensor[first : first + rows], [rows, *tensor.shape[1:]]) for tensor in noise
-    ]
+    first = run.replica_batch * (part * replicas.size + replicas.index)
+    return run.model.draw_noise(run.replica_batch, seed, first)
 
 
 def update(run: StepDefinition, state: TrainState, share: Share) -> StepMetrics:

@@ -10,12 +10,14 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
+from nvae_tf.model.compilation import graph_function
 from nvae_tf.model.nvae import NVAE
+from nvae_tf.replicas import Group, GroupReplicas, replicas_of_context
 from nvae_tf.training.metrics import StepMetrics
 from nvae_tf.training.regularization import Regularizer
 from nvae_tf.training.schedule import Schedule
 from trainers.run.accumulation import Accumulator
-from trainers.run.state import TrainState
+from trainers.run.state import Reading, TrainState
 from trainers.run.step import Share, StepDefinition, forward_backward, update
 
 _NOT_FINITE_LIMIT = 5  # steps in a row, at which the run counts as diverged
@@ -74,8 +76,18 @@ class Trainer:
             self.state = TrainState(self.model, self.regularizer, config)
         self.seconds_waiting = 0.0
         self._definition = StepDefinition(
-            config, self.model, self.regularizer, self.schedule, replicas
+            config,
+            self.model,
+            self.regularizer,
+            self.schedule,
+            self.state.weights.layout,
+            self.state.statistics.layout,
+            replicas,
         )
+        # Devices of this process that may share one traced function.
+        local = len(strategy.extended.worker_devices)
+        self._group = Group(replicas) if replicas == local > 1 else None
+        self._shared: tf.types.experimental.ConcreteFunction | None = None
         self._accumulator = Accumulator(strategy, parts)
         self._whole = tf.function(self._whole_step, autograph=False, reduce_retracing=True)
         self._part = tf.function(self._add_part, autograph=False, reduce_retracing=True)
@@ -126,6 +138,7 @@ class Trainer:
 
     def concrete_functions(self, batches: tf.distribute.DistributedDataset) -> list[Any]:
         """Returns the traced functions that make up a step; the first one computes gradients."""
+        self._trace_shared()
         stop = tf.TensorSpec([], tf.bool)
         if not self.accumulates:
             return [self._whole.get_concrete_function(batches.element_spec, stop)]
@@ -135,6 +148,13 @@ class Trainer:
             self._finish.get_concrete_function(),
         ]
 
+    def gradient_graph(self, batches: tf.distribute.DistributedDataset) -> tuple[tf.Graph, int]:
+        """Returns the graph that computes gradients, and for how many replicas it does."""
+        traced = self.concrete_functions(batches)[0]
+        if self._shared:
+            return self._shared.graph, 1
+        return traced.graph, max(len(self.strategy.extended.worker_devices), 1)
+
     def step(self, batches: Iterator, stop: bool = False) -> StepMetrics:
         """Takes one step of the run, with the next batch.
 
@@ -142,6 +162,7 @@ class Trainer:
           batches: An iterator over what `distribute` returned.
           stop: Whether this worker was asked to stop; the metrics tell if any was.
         """
+        self._trace_shared()
         wanted = tf.constant(stop)
         if not self.accumulates:
             return self._whole(self._next(batches), wanted)
@@ -172,9 +193,50 @@ class Trainer:
         return metrics
 
     def _share(self, images: tf.Tensor, part: tf.Tensor, stop: tf.Tensor) -> Share:
-        share, vectors = self.strategy.run(
-            forward_backward, args=(self._definition, self.state, images, part, stop)
-        )
+        run, state, shared = self._definition, self.state, self._shared
+
+        def compute(images: tf.Tensor) -> tuple[Share, list[tf.Tensor]]:
+            if not shared:
+                return forward_backward(
+                    run, replicas_of_context(), state.read(), images, part, stop
+                )
+            index = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return shared(state.read(), images, part, stop, index, state.step.handle)
+
+        share, vectors = self.strategy.run(compute, args=(images,))
         for variable, value in zip(self.state.singular_vectors.stacks, vectors):
             self.strategy.extended.update(variable, lambda v, new: v.assign(new), args=(value,))
         return share
+
+    def _trace_shared(self) -> None:
+        """Traces `forward_backward` once for all devices of the group, outside of other functions.
+
+        Its arguments are those of `forward_backward`, the replica's number, and a resource of its
+        device.
+        """
+        run, group = self._definition, self._group
+        if group is None or self._shared:
+            return
+
+        def compute(
+            state: Reading,
+            images: tf.Tensor,
+            part: tf.Tensor,
+            stop: tf.Tensor,
+            index: tf.Tensor,
+            token: tf.Tensor,
+        ) -> tuple[Share, list[tf.Tensor]]:
+            replicas = GroupReplicas(group, index, token)
+            return forward_backward(run, replicas, state, images, part, stop)
+
+        reading = tf.nest.map_structure(
+            lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), self.state.read()
+        )
+        self._shared = graph_function(compute).get_concrete_function(
+            reading,
+            tf.TensorSpec([run.replica_batch, *self.config.model.image_shape]),
+            tf.TensorSpec([], tf.int32),
+            tf.TensorSpec([], tf.bool),
+            tf.TensorSpec([], tf.int32),
+            tf.TensorSpec([], tf.resource),
+        )

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from nvae_tf.model.layers.folding import FoldedLayers
 from nvae_tf.model.stacks import Values
+from nvae_tf.replicas import Replicas, replicas_of_context
 
 # The only hidden channel of the model. It is thread-local because MirroredStrategy traces every
 # replica in a thread of its own.
@@ -38,6 +39,7 @@ class Call:
         answer.
       recompute: Whether cells in training keep nothing but their input.
       initialize: Whether convolutions with `data_init` set scale and bias from what they see.
+      replicas: Those over which batch normalisation takes the mean.
       statistics: The batch's means and unbiased variances (C,), by the path of the moving average
         that they belong to. Layers leave them here instead of moving the averages.
       counts: The number of values per channel behind each of `statistics`, where it is known.
@@ -49,6 +51,7 @@ class Call:
     folded: FoldedLayers | None
     recompute: bool
     initialize: bool
+    replicas: Replicas
     statistics: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     counts: dict[str, float | tf.Tensor] = dataclasses.field(default_factory=dict)
 
@@ -67,6 +70,7 @@ def functional_call(
     folded: FoldedLayers | None = None,
     recompute: bool = False,
     initialize: bool = False,
+    replicas: Replicas | None = None,
 ) -> Iterator[Call]:
     """Makes a layer compute with given values inside of the scope, without changing it.
 
@@ -79,11 +83,14 @@ def functional_call(
       recompute: Whether cells in training keep nothing but their input.
       initialize: Whether convolutions with `data_init` set scale and bias from what they see.
         Inside the scope, their variables have the new values.
+      replicas: Those over which batch normalisation takes the mean; None: those of the
+        `tf.distribute` context.
 
     Yields:
       The call, which has the batch's statistics after a call in training mode.
     """
-    call = Call(layer, values is not None, kernels or {}, folded, recompute, initialize)
+    replicas = replicas or replicas_of_context()
+    call = Call(layer, values is not None, kernels or {}, folded, recompute, initialize, replicas)
     outer = current_call()
     with contextlib.ExitStack() as scope:
         if values is not None:

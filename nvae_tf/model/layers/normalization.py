@@ -13,6 +13,7 @@ import tensorflow as tf
 from nvae_tf.model.compilation import compiled, graph_function
 from nvae_tf.model.layers.context import current_call
 from nvae_tf.model.stacks import Values, read_values
+from nvae_tf.replicas import Replicas, replicas_of_context
 
 MOMENTUM = 0.95  # of the moving averages
 _AXES = [0, 1, 2]
@@ -99,14 +100,17 @@ class BatchNormalization(keras.layers.Layer):
 
     def _normalize_batch(self, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
         swish = self.activation == "swish"
-        if _replicas() == 1:
+        call = current_call()
+        replicas = call.replicas if call else replicas_of_context()
+        if replicas.size == 1:
             y, mean, variance = _normalize_fused(x, gamma, beta, self.epsilon, swish)
         else:
             offset = tf.convert_to_tensor(self.moving_mean)
-            y, mean, variance = _normalize_synchronized(x, gamma, beta, offset, self.epsilon, swish)
-        count = self.repeats * _replicas() * _values_per_channel(x)
+            y, mean, variance = _normalize_synchronized(
+                x, gamma, beta, offset, self.epsilon, swish, replicas
+            )
+        count = self.repeats * replicas.size * _values_per_channel(x)
         unbiased = variance * (count / _at_least_1(count - 1))
-        call = current_call()
         for average, statistic in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
             if call is None:
                 average.assign(move_average(average, statistic))
@@ -202,6 +206,7 @@ def _normalize_synchronized(
     offset: tf.Tensor,
     epsilon: float,
     swish: bool,
+    replicas: Replicas,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Normalises on several replicas, over which moments and gradient sums are averaged.
 
@@ -214,9 +219,8 @@ def _normalize_synchronized(
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, offset: tf.Tensor) -> tuple:
         values = tf.cast(x, tf.float32)
         squares = tf.math.squared_difference(values, offset)
-        mean, square = _mean_over_replicas(
-            tf.reduce_mean(values, _AXES), tf.reduce_mean(squares, _AXES)
-        )
+        moments = tf.stack([tf.reduce_mean(values, _AXES), tf.reduce_mean(squares, _AXES)])
+        mean, square = tf.unstack(replicas.mean(moments))
         variance = tf.maximum(square - tf.math.squared_difference(mean, offset), 0.0)
         inverse = tf.math.rsqrt(variance + epsilon)
         y = values * (inverse * gamma) + (beta - mean * inverse * gamma)
@@ -231,7 +235,7 @@ def _normalize_synchronized(
             normalized = (again - mean) * inverse
             local_beta = tf.reduce_mean(dz, _AXES)
             local_gamma = tf.reduce_mean(dz * normalized, _AXES)
-            d_beta, d_gamma = _mean_over_replicas(local_beta, local_gamma)
+            d_beta, d_gamma = tf.unstack(replicas.mean(tf.stack([local_beta, local_gamma])))
             dx = gamma * inverse * (dz - d_beta - normalized * d_gamma)
             count = _values_per_channel(x)
             return tf.cast(dx, x.dtype), local_gamma * count, local_beta * count, None
@@ -274,14 +278,3 @@ def _values_per_channel(x: tf.Tensor) -> float | tf.Tensor:
 
 def _at_least_1(count: float | tf.Tensor) -> float | tf.Tensor:
     return max(count, 1.0) if isinstance(count, float) else tf.maximum(count, 1.0)
-
-
-def _mean_over_replicas(*vectors: tf.Tensor) -> list[tf.Tensor]:
-    """Averages vectors of one size in one reduction; call it in a replica's context."""
-    context = tf.distribute.get_replica_context()
-    return tf.unstack(context.all_reduce("mean", tf.stack(vectors)))
-
-
-def _replicas() -> int:
-    context = tf.distribute.get_replica_context()
-    return 1 if context is None else context.num_replicas_in_sync

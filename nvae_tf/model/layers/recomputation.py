@@ -35,7 +35,7 @@ def recompute(
     def run(x: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         given_kernels = dict(zip(kernels, tensors))
         given_values = dict(zip(values, tensors[len(kernels) :]))
-        with functional_call(layer, given_values, given_kernels) as inner:
+        with functional_call(layer, given_values, given_kernels, replicas=call.replicas) as inner:
             y = compute(x)
         return y, [inner.statistics[path] for path in averages]
 

@@ -1,0 +1,74 @@
+"""Start-up of a step on several replicas: `python -m benchmarks.replicas --preset=cifar10`.
+
+The replicas are logical devices of the CPU, so what is measured is what the host does before the
+first step on as many GPUs: it builds the model, traces the step and prints how large it became.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from benchmarks.workloads import print_table
+from nvae_tf import presets
+from nvae_tf.command_line import use_devices
+from nvae_tf.data import training_batches
+from trainers.run.strategies import make_strategy
+from trainers.run.trainer import Trainer
+
+_PRESET = flags.DEFINE_string("preset", "cifar10", "Configuration of the run.")
+_REPLICAS = flags.DEFINE_integer("replicas", 8, "Number of logical devices.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("replica_batch", 2, "Images on each replica.", lower_bound=1)
+_RUN = flags.DEFINE_bool("run", False, "Whether to take the first step as well.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    replicas = _REPLICAS.value
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        replicas * [tf.config.LogicalDeviceConfiguration()],
+    )
+    use_devices(training=True)
+    config = presets.get(_PRESET.value).override(
+        {"train.global_batch_size": replicas * _BATCH.value, "train.strategy": "mirrored"}
+    )
+    images = np.random.default_rng(0).integers(
+        256, size=(2 * replicas * _BATCH.value, *config.model.content_shape), dtype=np.uint8
+    )
+    start = time.perf_counter()
+    trainer = Trainer(config, make_strategy("mirrored"), len(images))
+    batches = trainer.distribute(training_batches(images, config))
+    built = time.perf_counter()
+    trainer.trace(batches)
+    traced = time.perf_counter()
+    rows = [
+        ("build", f"{built - start:.1f} s"),
+        ("trace", f"{traced - built:.1f} s"),
+        ("operations", f"{count_operations(trainer, batches):,}"),
+        ("peak memory after tracing", _peak_memory()),
+    ]
+    if _RUN.value:
+        float(trainer.step(iter(batches)).batch.loss)
+        rows.append(("first step", f"{time.perf_counter() - traced:.1f} s"))
+        rows.append(("peak memory after the first step", _peak_memory()))
+    print_table((f"{_PRESET.value}, {replicas} replicas", ""), rows)
+
+
+def count_operations(trainer: Trainer, batches: tf.distribute.DistributedDataset) -> int:
+    """Returns the number of operations in the graph of a step and in all functions it calls."""
+    definition = trainer.concrete_functions(batches)[0].graph.as_graph_def()
+    functions = sum(len(function.node_def) for function in definition.library.function)
+    return len(definition.node) + functions
+
+
+def _peak_memory() -> str:
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB"
+
+
+if __name__ == "__main__":
+    app.run(main)
