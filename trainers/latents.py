@@ -119,9 +119,12 @@ def check_flags(mode: str) -> None:
 def as_model_sees(images: np.ndarray, numbers: list[int], config: ModelConfig) -> tf.Tensor:
     """Preprocesses the images of the given numbers to the model's input (N, H, W, C).
 
-    Each image is binarised with a seed of its own, so its pixels do not depend on the others.
+    An image's pixels do not depend on the others, and are those that nvae-evaluate sees.
     """
-    return tf.concat([preprocess(images[i : i + 1], config, [0, i]) for i in numbers], axis=0)
+    return tf.concat(
+        [preprocess(images[i : i + 1], config, tf.constant([0, 0], tf.int64), i) for i in numbers],
+        axis=0,
+    )
 
 
 def main(argv: list[str]) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, ModelConfig
+from nvae_tf.noise import uniform_rows
 
 
-def preprocess(images: tf.Tensor, model: ModelConfig, seed: tf.Tensor) -> tf.Tensor:
+def preprocess(
+    images: tf.Tensor, model: ModelConfig, seed: tf.Tensor, first: int | tf.Tensor = 0
+) -> tf.Tensor:
     """Turns stored images into the model's input.
 
     For a Bernoulli likelihood the images are binarised: each pixel becomes 1 with a probability
@@ -25,13 +28,14 @@ def preprocess(images: tf.Tensor, model: ModelConfig, seed: tf.Tensor) -> tf.Ten
       images: (B, h, w, C) uint8, without padding.
       model: Gives the likelihood, the number of bits and the padding.
       seed: Two integers that determine the binarisation.
+      first: The number of the first image among those that the seed is for.
 
     Returns:
       (B, H, W, C) float32 in [0, 1].
     """
     values = tf.cast(images, tf.float32)
     if model.likelihood == "bernoulli":
-        uniform = tf.random.stateless_uniform(tf.shape(images), seed)
+        uniform = uniform_rows(tf.shape(images)[0], images.shape[1:], seed, first)
         values = tf.cast(uniform < values / 255.0, tf.float32)
     else:
         values = quantize(values, model.num_x_bits)
@@ -125,16 +129,16 @@ def evaluation_batches(
     Args:
       images: (N, h, w, C) uint8.
       model: Determines how `preprocess` prepares the images.
-      batch_size: B; the last batch may be smaller.
+      batch_size: B; the last batch may be smaller. It makes no difference to the images.
       seed: Seed of the binarisation.
 
     Returns:
       A dataset of batches (B, H, W, C) float32 in [0, 1].
     """
     rows = _reader(images)
-    dataset = tf.data.Dataset.range(len(images)).batch(batch_size).enumerate()
+    dataset = tf.data.Dataset.range(len(images)).batch(batch_size)
 
-    def prepare(number: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-        return preprocess(rows(numbers), model, tf.stack([tf.constant(seed, tf.int64), number]))
+    def prepare(numbers: tf.Tensor) -> tf.Tensor:
+        return preprocess(rows(numbers), model, tf.constant([seed, 0], tf.int64), numbers[0])
 
     return dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)

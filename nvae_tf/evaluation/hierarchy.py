@@ -68,12 +68,12 @@ class HierarchyEvaluator:
         self._keep = self._model.function(self._keep_once, reduce_retracing=True)
 
     def _infer_once(
-        self, features: list[tf.Tensor], seed: tf.Tensor
+        self, features: list[tf.Tensor], seed: tf.Tensor, first: tf.Tensor
     ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Returns KL by channel, L of [C_z], and posterior means, L of [B, H_l, W_l, C_z]."""
         batch = tf.shape(features[0])[0]
         zeros = [tf.zeros([batch, *shape]) for shape in self._model.config.latent_shapes]
-        noise = self._model.draw_noise(batch, seed)
+        noise = self._model.draw_noise(batch, seed, first)
         output = self._model.infer_from_features(features, noise)
         means = self._model.infer_from_features(features, zeros).latents
         return output.kl_per_channel, means
@@ -84,10 +84,11 @@ class HierarchyEvaluator:
         features: list[tf.Tensor],
         keep: tf.Tensor,
         seed: tf.Tensor,
+        first: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns -log p(x|z) [B] and mean images with the first groups from the posterior."""
         model, batch = self._model, tf.shape(images)[0]
-        noise = model.draw_noise(batch, seed)
+        noise = model.draw_noise(batch, seed, first)
         logits = keep_first_groups(model, features, tf.fill([batch], keep), noise, noise)
         likelihood = model.likelihood(logits)
         return -likelihood.log_prob(images), model.crop_padding(likelihood.mean())
@@ -116,10 +117,11 @@ class HierarchyEvaluator:
         distortion = np.zeros(groups + 1)
         sums = [np.zeros(shape) for shape in config.latent_shapes]
         squares = [np.zeros(shape) for shape in config.latent_shapes]
-        for number, images in enumerate(batches):
+        own_seed = tf.constant([seed, 0], tf.int64)
+        for images in batches:
             features = self._bottom_up(images)
-            own_seed = tf.constant([seed, number], tf.int64)
-            kl_per_channel, means = self._infer(features, own_seed)
+            first = tf.constant(count, tf.int64)
+            kl_per_channel, means = self._infer(features, own_seed, first)
             count += len(images)
             channels += len(images) * np.stack(kl_per_channel)
             for group, mean in enumerate(means):
@@ -127,7 +129,7 @@ class HierarchyEvaluator:
                 sums[group] += values.sum(axis=0)
                 squares[group] += np.square(values).sum(axis=0)
             for keep in range(groups + 1):
-                values, _ = self._keep(images, features, tf.constant(keep), own_seed)
+                values, _ = self._keep(images, features, tf.constant(keep), own_seed, first)
                 distortion[keep] += np.sum(values, dtype=np.float64)
             if after_batch:
                 after_batch(len(images))
@@ -158,10 +160,10 @@ class HierarchyEvaluator:
         """
         self._model.update()
         features = self._bottom_up(images)
-        own_seed = tf.constant([seed, 0], tf.int64)
+        own_seed, first = tf.constant([seed, 0], tf.int64), tf.constant(0, tf.int64)
         return np.stack(
             [
-                self._keep(images, features, tf.constant(keep), own_seed)[1].numpy()
+                self._keep(images, features, tf.constant(keep), own_seed, first)[1].numpy()
                 for keep in range(self._model.config.num_groups + 1)
             ]
         )

@@ -102,7 +102,12 @@ class LikelihoodEvaluator:
         self._draw = self._model.function(self._draw_together, reduce_retracing=True)
 
     def _draw_together(
-        self, images: tf.Tensor, features: list[tf.Tensor], seed: tf.Tensor, draws: int
+        self,
+        images: tf.Tensor,
+        features: list[tf.Tensor],
+        seed: tf.Tensor,
+        first: tf.Tensor,
+        draws: int,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Draws z for all images several times, in one batch of k B rows.
 
@@ -110,6 +115,7 @@ class LikelihoodEvaluator:
           images: (B, H, W, C).
           features: What `bottom_up` made of them.
           seed: Two integers, of which the second one is the first draw's number.
+          first: The number of the first image.
           draws: k.
 
         Returns:
@@ -118,7 +124,7 @@ class LikelihoodEvaluator:
         batch = tf.shape(images)[0]
         # A draw is the same in whichever company it is made.
         noises = [
-            self._model.draw_noise(batch, tf.stack([seed[0], seed[1] + number]))
+            self._model.draw_noise(batch, tf.stack([seed[0], seed[1] + number]), first)
             for number in range(draws)
         ]
         noise = [tf.concat(group, axis=0) for group in zip(*noises)]
@@ -152,6 +158,8 @@ class LikelihoodEvaluator:
     ) -> ImageLikelihoods:
         """Computes the bounds of all images, batch by batch.
 
+        An image's draws depend on the seed and its number alone, not on the size of the batches.
+
         Args:
           batches: Images (B, H, W, C), binarised or quantised as in training.
           num_iw_samples: K, the number of draws per image.
@@ -165,12 +173,14 @@ class LikelihoodEvaluator:
             raise ValueError(f"num_iw_samples must be at least 1, received {num_iw_samples}.")
         self._model.update()
         reconstructions, kls, bounds = [], [], []
-        for number, images in enumerate(batches):
+        count = 0
+        for images in batches:
             features = self._bottom_up(images)
-            first = number * num_iw_samples
+            first = tf.constant(count, tf.int64)
+            count += len(images)
             together = _draws_together(len(images), num_iw_samples)
             draws = [
-                self._draw(images, features, tf.constant([seed, first + k], tf.int64), together)
+                self._draw(images, features, tf.constant([seed, k], tf.int64), first, together)
                 for k in range(0, num_iw_samples, together)
             ]
             reconstruction, kl, log_ratio = (  # [K, B, ...]

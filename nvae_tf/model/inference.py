@@ -217,10 +217,13 @@ class InferenceModel:
         return self.model.crop_padding(images)
 
     def draw_noise(
-        self, num_samples: int | tf.Tensor, seed: Sequence[int] | tf.Tensor
+        self,
+        num_samples: int | tf.Tensor,
+        seed: Sequence[int] | tf.Tensor,
+        first: int | tf.Tensor = 0,
     ) -> list[tf.Tensor]:
         """Does what `NVAE.draw_noise` does."""
-        return self.model.draw_noise(num_samples, seed)
+        return self.model.draw_noise(num_samples, seed, first)
 
 
 AnyModel: TypeAlias = NVAE | InferenceModel  # what functions that only ask a model accept

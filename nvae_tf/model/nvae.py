@@ -18,10 +18,10 @@ from nvae_tf.model.distributions import ImageDistribution, ResidualNormal, image
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.convolution import WeightNormConvolution
 from nvae_tf.model.layers.flow import AutoregressiveFlow
-from nvae_tf.model.noise import normal_rows
 from nvae_tf.model.pretrained import Pretrained, save
 from nvae_tf.model.stacks import Values, read_values
 from nvae_tf.model.towers import Towers
+from nvae_tf.noise import normal_rows
 
 
 class InferenceOutput(NamedTuple):

@@ -71,18 +71,19 @@ def test_passes_are_as_few_as_rows_allow_and_nearly_full(batch, draws):
     assert together * passes - draws < passes
 
 
-def test_unequal_batches_weigh_by_their_size():
+def test_the_size_of_the_batches_makes_no_difference():
     model = NVAE(tiny_model_config())
     images = random_images(model.config, 5)
     seen = []
     evaluator = LikelihoodEvaluator(model)
-    split = evaluator.evaluate([images[:4], images[4:]], after_batch=seen.append)
-    assert seen == [4, 1] and split.num_images == 5
-    parts = [evaluator.evaluate([images[:4]]).negative_elbo, 0.0]
-    noise = model.draw_noise(1, [0, 1])
-    output = model.infer(images[4:], noise)
-    parts[1] = float(negative_elbo(objective_terms(model, images[4:], output, 1.0))[0])
-    assert split.negative_elbo == pytest.approx((4 * parts[0] + parts[1]) / 5, rel=1e-5)
+    split = evaluator.per_image([images[:4], images[4:]], 3, after_batch=seen.append)
+    assert seen == [4, 1]
+    whole = evaluator.per_image([images], 3)
+    np.testing.assert_allclose(split.negative_elbo, whole.negative_elbo, rtol=1e-5)
+    np.testing.assert_allclose(split.iw_bound, whole.iw_bound, rtol=1e-5)
+    summary = split.summary(model.config)
+    assert summary.num_images == 5
+    assert summary.negative_elbo == pytest.approx(whole.negative_elbo.mean(), rel=1e-5)
 
 
 def test_nothing_to_evaluate():

@@ -26,7 +26,6 @@ from trainers.run.trainer import Trainer
 from trainers.summaries import EXAMPLES, Speed, Summaries, group_name
 
 _VALIDATION_IMAGES = 1000  # at most, during training
-_EVALUATION_BATCH = 100
 
 
 class Progress:
@@ -139,7 +138,9 @@ class Progress:
 
     def _evaluate(self, images: np.ndarray, step: int) -> LikelihoodResult:
         self._model.take(self._trainer.state.evaluation_values())
-        batches = evaluation_batches(images, self._trainer.config.model, _EVALUATION_BATCH)
+        # What fits into a device's memory in training does so here.
+        batch = self._trainer.replica_batch
+        batches = evaluation_batches(images, self._trainer.config.model, batch)
         result = self._evaluator.evaluate(batches)
         self._summaries.log_validation(step, result)
         self._summaries.log_pictures(step)

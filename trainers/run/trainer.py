@@ -100,6 +100,11 @@ class Trainer:
         return self.state.num_bytes + sum(v.shape.num_elements() * v.dtype.size for v in sums)
 
     @property
+    def replica_batch(self) -> int:
+        """The number of images that a replica sees at a time."""
+        return self._definition.replica_batch
+
+    @property
     def total_steps(self) -> int:
         """The number of steps of the whole run."""
         return self.schedule.total_steps

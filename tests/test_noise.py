@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvae_tf import NVAE
-from nvae_tf.model.noise import normal_rows
+from nvae_tf.noise import normal_rows, uniform_rows
 from tests.conftest import tiny_model_config
 
 
@@ -21,6 +21,8 @@ def test_any_rows_are_those_of_the_whole(shape, seed, first, rows):
     seed = tf.constant(seed, tf.int64)
     whole = tf.random.stateless_normal([first + rows, *shape], seed)
     tf.debugging.assert_equal(normal_rows(rows, shape, seed, first), whole[first:])
+    whole = tf.random.stateless_uniform([first + rows, *shape], seed)
+    tf.debugging.assert_equal(uniform_rows(rows, shape, seed, first), whole[first:])
 
 
 def test_the_model_draws_rows_of_a_batch():
