@@ -39,6 +39,7 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
+        "cuda": ["tensorflow[and-cuda]"],
         "nvlabs": ["torch>=2.6"],
         # Independent implementations that ours are compared with. They need torch and torchvision.
         "metrics": ["clean-fid>=0.1.35", "scipy>=1.10", "torch-fidelity>=0.4"],

@@ -11,28 +11,40 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.model.layers.context import functional_call
+from nvae_tf.model.stacks import Values
 from nvae_tf.training.objective import negative_elbo, objective_terms
 from trainers.run.trainer import Trainer
 
 
-def first_non_finite(trainer: Trainer, images: tf.Tensor) -> str:
-    """Computes the next step's losses again, one operation after the other, and names the culprit.
+def first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Tensor) -> str:
+    """Computes a step's losses again, one operation after the other, and names the culprit.
+
+    This takes as much memory as a replica's part of a step, so only one replica's images are looked
+    at.
 
     Args:
-      trainer: The trainer, in the state in which the step failed.
-      images: (B, H, W, C), the step's global batch, or this worker's part of it.
+      trainer: The trainer.
+      values: The values of the model's variables with which the step failed, by path.
+      step: The number of steps before the one that failed.
+      images: (B, H, W, C), the first images of the step's global batch.
 
     Returns:
       The name of what was not finite first: a variable, a layer's output, the KL of a group, the
-      likelihood, or a gradient. On several replicas it may be that none is, when each part is
-      normalised alone.
+      likelihood, or a gradient. It may be that none is, if other images were the cause, or if
+      memory does not suffice.
     """
-    model, values = trainer.model, trainer.state.model_values()
+    try:
+        return _first_non_finite(trainer, values, step, images[: trainer.replica_batch])
+    except tf.errors.ResourceExhaustedError as error:
+        return f"what was not found, for looking for it took too much memory ({error.message})"
+
+
+def _first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Tensor) -> str:
+    model = trainer.model
     for path, value in values.items():
         if not _is_finite(value):
             return f"the variable {path}"
-    seed = [trainer.config.train.seed, trainer.state.steps_done]
-    noise = [part[: len(images)] for part in model.draw_noise(len(images), seed)]
+    noise = model.draw_noise(len(images), [trainer.config.train.seed, step])
     weights = {v.path: values[v.path] for v in model.trainable_variables}
     with tf.GradientTape() as tape, _observed(model) as layers:
         tape.watch(weights)
@@ -60,7 +72,7 @@ def first_non_finite(trainer: Trainer, images: tf.Tensor) -> str:
     for path, gradient in reversed(tape.gradient(loss, weights).items()):
         if gradient is not None and not _is_finite(gradient):
             return f"the gradient of {path}"
-    return "nothing when computed again on one device"
+    return "nothing when the first images were computed again on one device"
 
 
 @contextlib.contextmanager

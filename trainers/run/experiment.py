@@ -20,7 +20,7 @@ from trainers.run.memory import expected_memory
 from trainers.run.progress import Progress
 from trainers.run.signals import StopRequest
 from trainers.run.step_profile import StepProfile, StepRange
-from trainers.run.strategies import is_chief, make_strategy
+from trainers.run.strategies import device_names, is_chief, make_strategy
 from trainers.run.trainer import DivergedError, Trainer, has_diverged
 
 
@@ -116,7 +116,7 @@ class _Run:
         self.say(
             f"{model.num_trainable_parameters:,} parameters in {config.model.num_groups} groups, "
             f"built in {time.perf_counter() - start:.1f} s; {len(images):,} training images, "
-            f"{strategy.num_replicas_in_sync} replica(s)."
+            f"{strategy.num_replicas_in_sync} replica(s) on {device_names(strategy)}."
         )
         self._test_images = test_images
         self._progress: Progress | None = None
@@ -208,9 +208,11 @@ class _Run:
           DivergedError: That was done too often; the message advises what to try.
         """
         trainer = self._trainer
+        failed, step = trainer.state.model_values(), self.step
         batch = next(iter(self._dataset()))
-        culprit = first_non_finite(trainer, batch)
         rollbacks = int(trainer.state.guard.rollbacks.numpy()) + 1
+        self._checkpointer.restore()  # first, for looking for the culprit may fail
+        culprit = first_non_finite(trainer, failed, step, batch)
         if rollbacks > self._config.train.max_rollbacks:
             if self._progress:
                 self._progress.fail()
@@ -220,7 +222,6 @@ class _Run:
                 "train.weight_decay_norm, optimizer.clip_norm, train.skip_gradient_norm, or "
                 "train.precision=float32."
             ) from error
-        self._checkpointer.restore()
         trainer.state.guard.note_rollback(rollbacks)
         factor = float(trainer.state.guard.learning_rate_factor.numpy())
         self.say(

@@ -13,8 +13,12 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     `auto` uses all workers if TF_CONFIG lists them, otherwise all GPUs if there are several, and
     otherwise one device. With several workers, call it before any computation.
 
+    `mirrored` uses all GPUs; where there are none, it uses logical devices of the CPU if the
+    program has made several of them.
+
     Raises:
-      ValueError: if the name is unknown, or is `multi_worker` while TF_CONFIG is not set.
+      ValueError: The name is unknown, or is `multi_worker` while TF_CONFIG is not set, or
+        `mirrored` while there is only a CPU.
     """
     if name == "multi_worker" and not os.environ.get("TF_CONFIG"):
         raise ValueError(
@@ -27,10 +31,28 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     gpus = tf.config.list_logical_devices("GPU")
     if name == "mirrored" or (name == "auto" and len(gpus) > 1):
         cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
+        if not gpus and len(cpus) == 1:
+            raise ValueError(
+                "train.strategy mirrored is for several GPUs, and TensorFlow sees none on this "
+                "machine (see docs/gpus.md). Use train.strategy=auto."
+            )
         return tf.distribute.MirroredStrategy(None if gpus else cpus)
     if name in ("auto", "one_device"):
         return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
     raise ValueError(f"Unknown strategy {name!r}.")
+
+
+def device_names(strategy: tf.distribute.Strategy) -> str:
+    """Returns the devices on which a strategy computes, with the names of the GPUs."""
+    gpus = {d.name.rpartition(":")[2]: d for d in tf.config.list_physical_devices("GPU")}
+    names = []
+    for path in strategy.extended.worker_devices:
+        kind, number = path.rpartition("device:")[2].split(":")
+        known = kind == "GPU" and number in gpus
+        details = tf.config.experimental.get_device_details(gpus[number]) if known else {}
+        model = details.get("device_name")
+        names.append(f"{kind}:{number}" + (f" ({model})" if model else ""))
+    return ", ".join(names)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

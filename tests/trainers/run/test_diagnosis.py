@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.model.layers.context import functional_call
 from tests.conftest import random_images, tiny_experiment_config
+from trainers.run import diagnosis
 from trainers.run.diagnosis import first_non_finite
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import Trainer
@@ -27,7 +28,8 @@ def diagnose(trainer):
             changed.append((variable, before))
             new = tf.fill(variable.shape, float(value))
             trainer.state.replace_weights({variable.path: new})
-        return first_non_finite(trainer, random_images(trainer.config.model, 4))
+        values = trainer.state.model_values()
+        return first_non_finite(trainer, values, 0, random_images(trainer.config.model, 4))
 
     yield diagnose
     for variable, value in changed:
@@ -61,6 +63,22 @@ def test_the_kl_of_a_group(trainer, diagnose, monkeypatch):
 
     monkeypatch.setattr(trainer.model, "infer_group", overflowing)
     assert diagnose() == "the KL of group 1 (scale 0)"
+
+
+def test_memory_that_does_not_suffice(diagnose, monkeypatch):
+    def exhausted(*args):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating [8,32,32,96]")
+
+    monkeypatch.setattr(diagnosis, "_first_non_finite", exhausted)
+    assert "took too much memory (OOM when allocating [8,32,32,96])" in diagnose()
+
+
+def test_one_replica_is_looked_at(trainer, monkeypatch):
+    seen = []
+    monkeypatch.setattr(diagnosis, "_first_non_finite", lambda *args: seen.append(args[-1].shape))
+    images = random_images(trainer.config.model, 3 * trainer.replica_batch)
+    first_non_finite(trainer, trainer.state.model_values(), 0, images)
+    assert seen == [images[: trainer.replica_batch].shape]
 
 
 def test_layers_work_as_before(trainer, diagnose):
