@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.config import TrainConfig
 
-_INITIAL_SCALE = 2.0**15
+_INITIAL_SCALE = 2.0**10  # as the authors; with 2^15 the first steps are skipped
 _STEPS_TO_GROWTH = 2000  # finite steps after which the loss scale doubles
 _NORM_MOMENTUM = 0.99
 _LEARNING_RATE_FACTOR = 0.5  # by which each rollback multiplies the learning rate

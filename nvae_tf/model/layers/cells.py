@@ -103,9 +103,13 @@ def _squeeze_and_excite(
     excite_kernel: tf.Tensor,
     excite_bias: tf.Tensor,
 ) -> tf.Tensor:
-    hidden = tf.nn.relu(tf.reduce_mean(x, axis=[1, 2]) @ squeeze_kernel + squeeze_bias)
+    # TensorFlow's sums of float16 have float16 totals, on which hundreds of pixels lose their bits.
+    wide = tf.cast(x, tf.float32)
+    mean = tf.cast(tf.reduce_mean(wide, axis=[1, 2]), x.dtype)
+    hidden = tf.nn.relu(mean @ squeeze_kernel + squeeze_bias)
     gate = scale * tf.sigmoid(hidden @ excite_kernel + excite_bias)
-    return x * gate[:, None, None, :]
+    # The product in float32, too: the gradient of the gate is a sum over the pixels.
+    return tf.cast(wide * tf.cast(gate, tf.float32)[:, None, None, :], x.dtype)
 
 
 _squeeze_and_excite_function = graph_function(_squeeze_and_excite)
