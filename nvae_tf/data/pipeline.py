@@ -83,17 +83,15 @@ def training_batches(
 def _reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns a function from indices (B,) to the images at these indices.
 
-    A mapped file is read when a batch needs it; an array in memory becomes a constant tensor.
+    The array stays where it is, in memory or in a mapped file. As a constant, TensorFlow would copy
+    it several times, once of them to the GPU.
     """
-    if isinstance(images, np.memmap):
 
-        def rows(numbers: tf.Tensor) -> tf.Tensor:
-            chosen = tf.numpy_function(lambda wanted: images[wanted], [numbers], tf.uint8)
-            return tf.ensure_shape(chosen, [*numbers.shape, *images.shape[1:]])
+    def rows(numbers: tf.Tensor) -> tf.Tensor:
+        chosen = tf.numpy_function(lambda wanted: images[wanted], [numbers], tf.uint8)
+        return tf.ensure_shape(chosen, [*numbers.shape, *images.shape[1:]])
 
-        return rows
-    stored = tf.constant(images)
-    return lambda numbers: tf.gather(stored, numbers)
+    return rows
 
 
 def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
