@@ -6,6 +6,7 @@ Programs take it as `--preset=DIRECTORY`, and Python code as `NVAE.from_preset(D
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 from absl import app, flags, logging
@@ -25,6 +26,9 @@ def main(argv: list[str]) -> None:
         use_devices()
         logging.set_verbosity(logging.WARNING)
         trained = _find_model()
+        # Where the images were is of no use elsewhere.
+        config = trained.config.override({"data.data_dir": "", "data.cache_dir": ""})
+        trained = dataclasses.replace(trained, config=config)
         output = os.path.normpath(_OUTPUT.value)
         model = trained.load()
         model.save_to_preset(
