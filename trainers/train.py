@@ -21,6 +21,7 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from trainers.run.experiment import train
+from trainers.run.launch import check_launch, launch
 from trainers.run.step_profile import StepRange
 from trainers.run.trainer import DivergedError
 
@@ -36,6 +37,13 @@ _INIT_FROM = flags.DEFINE_string(
     None,
     "Trained model whose weights a new run starts with: a preset with weights, its directory, or "
     "a workdir.",
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes",
+    None,
+    "Number of processes to start on this machine, each with a GPU of its own, in place of one "
+    "process for all GPUs.",
+    lower_bound=1,
 )
 
 
@@ -64,6 +72,10 @@ def main(argv: list[str]) -> None:
         config = requested_config(workdir)
         steps = StepRange.parse(_PROFILE_STEPS.value) if _PROFILE_STEPS.value else None
         init_from = TrainedModel.of(_INIT_FROM.value) if _INIT_FROM.value else None
+        if _PROCESSES.value and _PROCESSES.value > 1:
+            check_launch(_PROCESSES.value, config)
+            # The last value of a flag counts: these processes start no others.
+            sys.exit(launch(_PROCESSES.value, [*sys.orig_argv, "--processes=1"]))
         use_devices(training=True)
         logging.set_verbosity(logging.WARNING)
         try:

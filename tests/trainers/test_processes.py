@@ -22,11 +22,15 @@ pytestmark = pytest.mark.slow
 
 
 def start(workdir, *overrides, **environment):
-    """`trainers.train` on the quickstart preset with 12 steps and a checkpoint every second one."""
-    options = ["train.steps=12", "train.checkpoint_every=2", "train.image_every=6", *overrides]
+    """`trainers.train` on the quickstart preset with 12 steps and a checkpoint every second one.
+
+    An override is `field=value` or a flag of the program.
+    """
+    options = ["train.steps=12", "train.checkpoint_every=2", "train.image_every=6"]
     command = [sys.executable, "-m", "trainers.train", "--preset=quickstart"]
     command += [f"--workdir={workdir}", "--config.train.log_every=1"]
     command += [f"--config.{option}" for option in options]
+    command += [o if o.startswith("--") else f"--config.{o}" for o in overrides]
     return subprocess.Popen(
         command,
         env=os.environ | environment,
@@ -104,6 +108,18 @@ def test_two_workers_walk_the_path_of_one(uninterrupted, tmp_path):
     processes = start_workers(tmp_path / "run")
     outputs = [finish(process) for process in processes]
     assert "2 replica(s)" in outputs[0] and "parameters" not in outputs[1]
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(uninterrupted), rtol=1e-5)
+
+
+def test_processes_that_the_program_starts_walk_the_path_of_one(uninterrupted, tmp_path):
+    process = start(tmp_path / "run", "--processes=2", "train.checkpoint_every=100")
+    wait_for_checkpoint(tmp_path / "run", 0)
+    time.sleep(20)  # trace, and some steps
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert "2 replica(s)" in output and output.count("parameters in") == 1
+    assert re.search(r"Stopped after step \d+", output)
+    finish(start(tmp_path / "run", "--processes=2", "train.checkpoint_every=100"))
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(uninterrupted), rtol=1e-5)
 
 

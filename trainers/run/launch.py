@@ -1,0 +1,149 @@
+"""One process for each GPU of this machine, started by the program itself.
+
+Each process is a worker of a cluster on localhost, which traces and feeds one replica. Together
+they do what `MultiWorkerMirroredStrategy` does on several machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+import tensorflow as tf
+
+from nvae_tf.config import ExperimentConfig
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PATIENCE = 30.0  # seconds that the others have to end after one has failed
+_POLL = 0.2  # seconds
+
+
+def check_launch(number: int, config: ExperimentConfig) -> None:
+    """Checks that so many processes can compute a run together.
+
+    Raises:
+      ValueError: There are fewer GPUs, this process is a worker already, or the configuration asks
+        for something else.
+    """
+    if os.environ.get("TF_CONFIG"):
+        raise ValueError(
+            "TF_CONFIG is set, so this process is one of several workers already; --processes "
+            "starts all workers of one machine."
+        )
+    if config.train.strategy not in ("auto", "multi_worker"):
+        raise ValueError(
+            f"--processes={number} needs train.strategy auto, received {config.train.strategy}."
+        )
+    if config.train.global_batch_size % (number * config.train.accumulation_steps):
+        raise ValueError(
+            f"train.global_batch_size must be a multiple of {number} processes times "
+            f"{config.train.accumulation_steps} accumulation steps, received "
+            f"{config.train.global_batch_size}."
+        )
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if 0 < gpus < number:
+        raise ValueError(f"--processes={number} needs as many GPUs, but there are {gpus}.")
+
+
+def launch(number: int, command: Sequence[str]) -> int:
+    """Runs a command once for each worker, and waits for all of them.
+
+    SIGTERM and Ctrl-C reach every worker. When one fails, the others are stopped. What workers
+    other than the first write to standard error is shown only of the one that failed first.
+
+    Args:
+      number: The number of workers.
+      command: Program and arguments.
+
+    Returns:
+      0, or the exit code of the worker that failed first.
+    """
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports(number)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(number)))
+    gpus = visible.split(",")
+    with contextlib.ExitStack() as scope:
+        errors = [scope.enter_context(tempfile.TemporaryFile()) for _ in range(number)]
+        workers = [
+            subprocess.Popen(
+                command,
+                env=os.environ
+                | {
+                    "TF_CONFIG": json.dumps(
+                        {
+                            "cluster": {"worker": addresses},
+                            "task": {"type": "worker", "index": index},
+                        }
+                    ),
+                    "CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)],
+                },
+                stderr=errors[index] if index else None,
+                start_new_session=True,  # Ctrl-C comes from here, once
+            )
+            for index in range(number)
+        ]
+        scope.enter_context(_forwarding(workers))
+        failed = _wait(workers)
+        if failed is None:
+            return 0
+        if failed:  # the first worker's errors are visible already
+            _show(errors[failed])
+        code = workers[failed].returncode
+        return code if code > 0 else 128 - code  # as shells say that a signal has ended it
+
+
+def _free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as scope:
+        sockets = [scope.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.contextmanager
+def _forwarding(workers: Sequence[subprocess.Popen]) -> Iterator[None]:
+    """Sends the signals that stop a run on to all workers."""
+
+    def send(number: int, frame: object) -> None:
+        del frame
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+    before = {number: signal.signal(number, send) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(workers: Sequence[subprocess.Popen]) -> int | None:
+    """Waits for all workers; returns the number of the one that failed first, or None."""
+    first: int | None = None
+    deadline = float("inf")
+    while True:
+        codes = [worker.poll() for worker in workers]
+        if first is None and any(codes):
+            first = next(index for index, code in enumerate(codes) if code)
+            deadline = time.monotonic() + _PATIENCE
+        if None not in codes:
+            return first
+        if time.monotonic() > deadline:  # they wait for one that is gone
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.kill()
+        time.sleep(_POLL)
+
+
+def _show(file: IO[bytes]) -> None:
+    file.seek(0)
+    sys.stderr.write(file.read().decode(errors="replace"))
