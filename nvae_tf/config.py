@@ -241,9 +241,7 @@ class DataConfig:
     """
 
     name: str = "fashion_mnist_embedded"  # also folder, idx, tfrecord, or any TFDS set
-    data_dir: str = (
-        ""  # the files of folder, idx, tfrecord; for TFDS, its directory (empty: default)
-    )
+    data_dir: str = ""  # where the files are; for TFDS, its directory (empty: its default)
     train_split: str = "train"
     test_split: str = "test"
     test_fraction: float = 0.1  # share held out from a folder that has no directories for splits

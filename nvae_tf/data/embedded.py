@@ -7,7 +7,8 @@ import importlib.resources
 import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
-from nvae_tf.data.idx import check_images, read_idx_images
+from nvae_tf.data.fit import check_shape
+from nvae_tf.data.idx import read_idx_images
 from nvae_tf.data.source import Source
 
 _TRAINING_IMAGES = 9_000
@@ -27,6 +28,6 @@ def open_embedded(data: DataConfig, model: ModelConfig, split: str) -> Source:
     splits = {"train": images[:_TRAINING_IMAGES], "test": images[_TRAINING_IMAGES:]}
     if split not in splits:
         raise ValueError(f"{data.name!r} has the splits train and test, received {split!r}.")
-    check_images(data.name, images, data, model)
+    check_shape(repr(data.name), images.shape[1:], data, model)
     dataset = tf.data.Dataset.from_tensor_slices(splits[split])
     return Source(dataset, len(splits[split]), f"{data.name}/{split}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
@@ -28,6 +30,36 @@ def size_problem(data: DataConfig, model: ModelConfig, height: int, width: int) 
         f"{model.padding} expects {wanted_height}x{wanted_width}. Change it, or set data.crop, "
         "data.center_crop or data.resize."
     )
+
+
+def check_shape(
+    origin: str, shape: Sequence[int | None], data: DataConfig, model: ModelConfig
+) -> None:
+    """Checks that the images of a data set fit the model.
+
+    Args:
+      origin: What the images are of, in words that the user knows.
+      shape: (h, w, C); None where the images differ.
+      data: How they are cropped and resized.
+      model: The model for which they are read.
+
+    Raises:
+      ValueError: Channels or size do not fit.
+    """
+    *size, channels = shape
+    if channels != model.image_shape[-1]:
+        raise ValueError(
+            f"The images of {origin} have {channels} channels, but the model's image_shape "
+            f"{model.image_shape} expects {model.image_shape[-1]}."
+        )
+    height, width = size
+    problem: str | None = None
+    if height is not None and width is not None:
+        problem = size_problem(data, model, height, width)
+    elif not data.resize:
+        problem = "They have different sizes: set data.resize, best with data.center_crop."
+    if problem:
+        raise ValueError(f"The images of {origin}: {problem}")
 
 
 def crop_and_resize(image: tf.Tensor, data: DataConfig, model: ModelConfig) -> tf.Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
-from nvae_tf.data.fit import size_problem
+from nvae_tf.data.fit import check_shape
 from nvae_tf.data.source import Source, data_directory, files_identity
 
 _UNSIGNED_BYTES = 0x08
@@ -39,7 +39,7 @@ def open_idx(data: DataConfig, model: ModelConfig, split: str) -> Source:
         images = read_idx_images(content)
     except ValueError as error:
         raise ValueError(f"{path!r}: {error}") from error
-    check_images(path, images, data, model)
+    check_shape(repr(path), images.shape[1:], data, model)
     return Source(tf.data.Dataset.from_tensor_slices(images), len(images), files_identity([path]))
 
 
@@ -55,29 +55,6 @@ def _file(data: DataConfig, split: str) -> str:
             f"Present: {present}."
         )
     return os.path.join(root, found[0])
-
-
-def check_images(name: str, images: np.ndarray, data: DataConfig, model: ModelConfig) -> None:
-    """Checks that images of one size fit the model.
-
-    Args:
-      name: A name by which the user knows the images.
-      images: (N, H, W, C).
-      data: How they are cropped and resized.
-      model: The model for which they are read.
-
-    Raises:
-      ValueError: Channels or size do not fit.
-    """
-    _, height, width, channels = images.shape
-    if channels != model.image_shape[-1]:
-        raise ValueError(
-            f"The images of {name!r} have {channels} channel(s), but the model's image_shape "
-            f"{model.image_shape} expects {model.image_shape[-1]}."
-        )
-    problem = size_problem(data, model, height, width)
-    if problem:
-        raise ValueError(f"The images of {name!r}: {problem}")
 
 
 def read_idx_images(content: bytes) -> np.ndarray:

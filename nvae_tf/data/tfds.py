@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
-from nvae_tf.data.fit import size_problem
+from nvae_tf.data.fit import check_shape
 from nvae_tf.data.source import Source
 
 if TYPE_CHECKING:
@@ -75,19 +75,7 @@ def _check_images(
             f"The feature {data.feature!r} of {data.name!r} is no image: {feature.dtype} of shape "
             f"{shape}."
         )
-    if shape[-1] != model.image_shape[-1]:
-        raise ValueError(
-            f"The images of {data.name!r} have {shape[-1]} channels, but the model's image_shape "
-            f"{model.image_shape} expects {model.image_shape[-1]}."
-        )
-    if None not in shape:
-        problem = size_problem(data, model, *shape[:2])
-    elif data.resize:
-        problem = None
-    else:
-        problem = "They have different sizes: set data.resize, best with data.center_crop."
-    if problem:
-        raise ValueError(f"The images of {data.name!r}: {problem}")
+    check_shape(repr(data.name), shape, data, model)
 
 
 def _8_bits(image: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
-from nvae_tf.data.fit import size_problem
+from nvae_tf.data.fit import check_shape
 from nvae_tf.data.pictures import decode_picture
 from nvae_tf.data.source import Source, data_directory, decoded_source, files_identity
 
@@ -28,7 +28,8 @@ def open_tfrecord(data: DataConfig, model: ModelConfig, split: str) -> Source:
     files = _files(data, split)
     count = sum(_count_records(file) for file in files)
     if data.raw_shape:
-        _check_raw_shape(data, model)
+        origin = f"tf.Examples with data.raw_shape {data.raw_shape}"
+        check_shape(origin, data.raw_shape, data, model)
 
     def read(record: bytes, file: bytes, number: int) -> np.ndarray:
         feature = _feature(record, data.feature)
@@ -119,15 +120,3 @@ def _raw_image(feature: tf.train.Feature, shape: tuple[int, ...]) -> np.ndarray:
             f"data.raw_shape {shape} needs {math.prod(shape)} values, received {values.size}."
         )
     return values.reshape(shape)
-
-
-def _check_raw_shape(data: DataConfig, model: ModelConfig) -> None:
-    height, width, channels = data.raw_shape
-    if channels != model.image_shape[-1]:
-        raise ValueError(
-            f"data.raw_shape {data.raw_shape} has {channels} channels, but the model's image_shape "
-            f"{model.image_shape} expects {model.image_shape[-1]}."
-        )
-    problem = size_problem(data, model, height, width)
-    if problem:
-        raise ValueError(f"data.raw_shape {data.raw_shape}: {problem}")

@@ -44,7 +44,7 @@ def test_colour_and_other_names(tmp_path):
     (tmp_path / "letters-train-images-idx4-ubyte").write_bytes(idx(images))
     loaded = load_images(data(tmp_path), ModelConfig(image_shape=(4, 6, 3)), "letters-train")
     np.testing.assert_array_equal(loaded, images)
-    with pytest.raises(ValueError, match=r"3 channel\(s\), but the model's .* expects 1"):
+    with pytest.raises(ValueError, match="3 channels, but the model's .* expects 1"):
         load_images(data(tmp_path), MODEL, "letters-train")
     with pytest.raises(ValueError, match="4x6 pixels, but the model's image_shape"):
         load_images(data(tmp_path), ModelConfig(image_shape=(8, 8, 3)), "letters-train")

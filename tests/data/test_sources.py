@@ -49,7 +49,7 @@ def test_crop_and_resize():
             "train",
             "28x28 pixels, but.*expects 32x32.*data.resize",
         ),
-        (DataConfig(), ModelConfig(image_shape=(28, 28, 3)), "train", "1 channel.*expects 3"),
+        (DataConfig(), ModelConfig(image_shape=(28, 28, 3)), "train", "1 channels.*expects 3"),
         (DataConfig(name="cifar10"), GRAY, "train", "'cifar10' have 3 channels.*expects 1"),
     ],
 )
