@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import keras
@@ -16,6 +15,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import write_atomically
+from nvae_tf.model.pretrained import package_version
 from nvae_tf.runs.load import TrainedModel
 
 EXTRA = "assets.extra"  # a directory that loaders ignore, and servers keep beside the model
@@ -82,12 +82,8 @@ def read_manifest(directory: str | os.PathLike) -> Manifest | None:
 
 
 def _software() -> dict[str, str]:
-    try:
-        package = metadata.version("nvae-tf")
-    except metadata.PackageNotFoundError:
-        package = "not installed"
     return {
-        "nvae_tf": package,
+        "nvae_tf": package_version(),
         "nvae_tf_sources": _fingerprint(pathlib.Path(__file__).parents[1], "nvae_tf", "export"),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,

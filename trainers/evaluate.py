@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
         if output:
             write_atomically(output, text + "\n")
             report = os.path.splitext(output)[0] + ".html"
-            write_atomically(report, evaluation.report(trained.name))
+            write_atomically(report, evaluation.report(trained.origin))
     print(text)
 
 

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         check_directory_of(_OUTPUT.value)
         trained = _find_model()
-        write_atomically(_OUTPUT.value, model_card(trained, trained.name))
+        write_atomically(_OUTPUT.value, model_card(trained))
     print(f"{_OUTPUT.value}: write what stands in angle brackets.")
 
 

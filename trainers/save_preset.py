@@ -26,16 +26,21 @@ def main(argv: list[str]) -> None:
         use_devices()
         logging.set_verbosity(logging.WARNING)
         trained = _find_model()
-        # Where the images were is of no use elsewhere.
-        config = trained.config.override({"data.data_dir": "", "data.cache_dir": ""})
-        trained = dataclasses.replace(trained, config=config)
         output = os.path.normpath(_OUTPUT.value)
+        name = os.path.basename(output)
+        saved = dataclasses.replace(
+            trained,
+            name=name,
+            flags=f"--preset={name}",
+            # Where the images were is of no use elsewhere.
+            config=trained.config.override({"data.data_dir": "", "data.cache_dir": ""}),
+        )
         model = trained.load()
         model.save_to_preset(
             output,
-            trained.config,
+            saved.config,
             half_precision=_HALF_PRECISION.value,
-            card=model_card(trained, os.path.basename(output)),
+            card=model_card(saved),
             facts={"step": trained.step, "evaluation": dict(trained.evaluation)},
         )
     size = sum(os.path.getsize(os.path.join(output, name)) for name in os.listdir(output))

@@ -6,6 +6,7 @@ import pathlib
 import string
 
 from nvae_tf.config import ExperimentConfig
+from nvae_tf.model.nvae import NVAE
 from nvae_tf.runs.load import TrainedModel
 
 _TEMPLATE = pathlib.Path(__file__).with_name("model_card_template.md")
@@ -16,26 +17,22 @@ _LIKELIHOODS = {
 }
 
 
-def model_card(trained: TrainedModel, name: str) -> str:
+def model_card(trained: TrainedModel) -> str:
     """Returns the model card of a trained model, as Markdown with a header in YAML.
 
     Facts that the files do not hold are left as placeholders in angle brackets.
-
-    Args:
-      trained: The model.
-      name: What people call it.
     """
     config, step = trained.config, trained.step
     height, width, channels = config.model.content_shape
     data = config.data
     fields = {
-        "name": name,
+        "name": trained.name,
         "flags": trained.flags,
         "dataset": data.name,
         "step": f"{step:,}",
         "num_groups": config.model.num_groups,
         "num_scales": config.model.num_latent_scales,
-        "parameters": f"{trained.load().num_trainable_parameters:,}",
+        "parameters": f"{NVAE.structure(config.model).num_trainable_parameters:,}",
         "image_shape": f"{height}x{width} pixels with {channels} channel(s) of "
         f"{config.model.num_x_bits} bit(s)",
         "likelihood": _LIKELIHOODS[config.model.likelihood],

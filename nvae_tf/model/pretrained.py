@@ -176,7 +176,7 @@ def save(
         )
     content = {
         "keras_version": keras.__version__,
-        "nvae_tf_version": _package_version(),
+        "nvae_tf_version": package_version(),
         "parameter_count": parameters,
         "date_saved": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d@%H:%M:%S"),
         **(facts or {}),
@@ -217,7 +217,8 @@ def _copy_with_half_kernels(source: str, target: str) -> None:
         wide.visititems(copy)
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """Returns this package's version, or `"not installed"`."""
     try:
         return metadata.version("nvae-tf")
     except metadata.PackageNotFoundError:

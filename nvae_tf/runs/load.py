@@ -28,7 +28,8 @@ class TrainedModel:
     """A model that has weights, whether a run trained it or it comes with this package.
 
     Attributes:
-      name: What people call it: the path of a workdir and the checkpoint, or a preset.
+      name: A word for it: the last part of the path of a workdir or a directory, or a preset.
+      origin: Where it is from: the path of a workdir and the checkpoint, or a preset.
       flags: The flags by which a program finds it.
       config: The configuration of the experiment.
       step: The number of steps of training.
@@ -39,6 +40,7 @@ class TrainedModel:
     """
 
     name: str
+    origin: str
     flags: str
     config: ExperimentConfig
     step: int
@@ -70,6 +72,7 @@ class TrainedModel:
         if checkpoint == "best":
             evaluations.insert(0, workdir.evaluation_of("best"))
         return cls(
+            _last_part(workdir.path),
             f"{workdir.path}, {checkpoint} checkpoint",
             f"--workdir={workdir.path}" + (" --checkpoint=best" if checkpoint == "best" else ""),
             config,
@@ -89,6 +92,7 @@ class TrainedModel:
         """
         found = Pretrained.find(preset)
         return cls(
+            _last_part(found.name),
             found.name,
             f"--preset={found.name}",
             found.config,
@@ -118,7 +122,11 @@ class TrainedModel:
             if name.startswith("model.")
         ]
         if differences:
-            raise ValueError(f"{self.name!r} is another model: {'; '.join(differences)}.")
+            raise ValueError(f"{self.origin!r} is another model: {'; '.join(differences)}.")
+
+
+def _last_part(path: str) -> str:
+    return os.path.basename(os.path.abspath(path))
 
 
 def _evaluation(paths: Sequence[str], step: int) -> Mapping[str, Any]:

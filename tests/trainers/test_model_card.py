@@ -20,6 +20,8 @@ def test_a_card_has_the_numbers_of_the_run(finished, tmp_path):
     assert card.startswith("---\nlicense: <licence>\nlibrary_name: keras\n")
     parameters = nvae_tf.load_model(finished.path).num_trainable_parameters
     assert f"{parameters:,} trainable parameters" in card
+    assert "# Model card: finished\n" in card
+    assert f"nvae-export --workdir={finished.path} --export_base=serving/finished\n" in card
     assert "8x8 pixels with 1 channel(s) of 1 bit(s), binary" in card
     assert "| 0 | 1 | 2x2 | 2 |\n| 1 | 0 | 4x4 | 2 |\n| 2 | 0 | 4x4 | 2 |\n" in card
     assert "4 steps with 4 images each" in card
@@ -38,7 +40,7 @@ def test_an_evaluation_of_another_step_does_not_count(finished, tmp_path):
     with open(finished.evaluation) as file:
         result = json.load(file) | {"step": 3}
     (tmp_path / "evaluation.json").write_text(json.dumps(result))
-    assert "Not evaluated at this step" in model_card(TrainedModel.of_run(copy), "copy")
+    assert "Not evaluated at this step" in model_card(TrainedModel.of_run(copy))
 
 
 def test_wrong_usage(tmp_path):

@@ -46,6 +46,10 @@ BAD_TRAINING = {
         "must be between 1 and 650, those that the run has to come; received 640 to 651",
     ),
     "neither preset nor run": ([], "--preset must say what to train"),
+    "mirrored without a GPU": (
+        ["--preset=quickstart", "--config.train.strategy=mirrored"],
+        "train.strategy mirrored is for several GPUs, and TensorFlow sees none",
+    ),
     "stray argument": (["--preset=quickstart", "quickstart"], "unexpected argument 'quickstart'"),
 }
 
@@ -200,7 +204,10 @@ def test_a_preset_is_as_good_as_the_run(finished, preset, tmp_path):
     written = json.loads(pathlib.Path(finished.evaluation).read_text())
     assert metadata["step"] == written.pop("step") == 4
     assert metadata["evaluation"] == written
-    assert "| -ELBO |" in (preset / "README.md").read_text()
+    card = (preset / "README.md").read_text()
+    assert "| -ELBO |" in card
+    assert "nvae-export --preset=tiny --export_base=serving/tiny\n" in card
+    assert finished.path not in card and finished.path not in (preset / "config.json").read_text()
     sheets = []
     for number, origin in enumerate((f"--workdir={finished.path}", f"--preset={preset}")):
         sheets.append(tmp_path / f"{number}.png")

@@ -150,7 +150,7 @@ class _Run:
         else:
             if init_from:
                 trainer.state.start_from(read_values(init_from.load().variables))
-                self.say(f"Starting from the weights of {init_from.name!r}.")
+                self.say(f"Starting from the weights of {init_from.origin!r}.")
             else:
                 trainer.initialize_from_batch(next(iter(self._dataset())))
             self._save()  # so that there is always something to go back to

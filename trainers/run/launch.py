@@ -21,6 +21,7 @@ from typing import IO
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
+from trainers.run.strategies import check_batch
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PATIENCE = 30.0  # seconds that the others have to end after one has failed
@@ -43,12 +44,7 @@ def check_launch(number: int, config: ExperimentConfig) -> None:
         raise ValueError(
             f"--processes={number} needs train.strategy auto, received {config.train.strategy}."
         )
-    if config.train.global_batch_size % (number * config.train.accumulation_steps):
-        raise ValueError(
-            f"train.global_batch_size must be a multiple of {number} processes times "
-            f"{config.train.accumulation_steps} accumulation steps, received "
-            f"{config.train.global_batch_size}."
-        )
+    check_batch(config.train, number)
     gpus = len(tf.config.list_physical_devices("GPU"))
     if 0 < gpus < number:
         raise ValueError(f"--processes={number} needs as many GPUs, but there are {gpus}.")
@@ -67,7 +63,7 @@ def launch(number: int, command: Sequence[str]) -> int:
     Returns:
       0, or the exit code of the worker that failed first.
     """
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(number)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(number)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(number)))
     gpus = visible.split(",")
     with contextlib.ExitStack() as scope:
@@ -100,7 +96,8 @@ def launch(number: int, command: Sequence[str]) -> int:
         return code if code > 0 else 128 - code  # as shells say that a signal has ended it
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Returns ports of localhost on which nothing listens at this moment."""
     with contextlib.ExitStack() as scope:
         sockets = [scope.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:

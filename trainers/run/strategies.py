@@ -6,6 +6,8 @@ import os
 
 import tensorflow as tf
 
+from nvae_tf.config import TrainConfig
+
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
     """Creates the strategy that `train.strategy` names.
@@ -40,6 +42,15 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name in ("auto", "one_device"):
         return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
     raise ValueError(f"Unknown strategy {name!r}.")
+
+
+def check_batch(train: TrainConfig, replicas: int) -> None:
+    """Raises a ValueError unless so many replicas can share the global batch and its parts."""
+    if train.global_batch_size % (replicas * train.accumulation_steps):
+        raise ValueError(
+            f"train.global_batch_size must be a multiple of the {replicas} replicas times the "
+            f"{train.accumulation_steps} accumulation steps, received {train.global_batch_size}."
+        )
 
 
 def device_names(strategy: tf.distribute.Strategy) -> str:

@@ -19,6 +19,7 @@ from nvae_tf.training.schedule import Schedule
 from trainers.run.accumulation import Accumulator
 from trainers.run.state import Reading, TrainState
 from trainers.run.step import Share, StepDefinition, forward_backward, update
+from trainers.run.strategies import check_batch
 
 _NOT_FINITE_LIMIT = 5  # steps in a row, at which the run counts as diverged
 
@@ -61,11 +62,7 @@ class Trainer:
 
     def __init__(self, config: ExperimentConfig, strategy: tf.distribute.Strategy, num_images: int):
         replicas, parts = strategy.num_replicas_in_sync, config.train.accumulation_steps
-        if config.train.global_batch_size % (replicas * parts):
-            raise ValueError(
-                f"train.global_batch_size must be a multiple of the {replicas} replicas times the "
-                f"{parts} accumulation steps, received {config.train.global_batch_size}."
-            )
+        check_batch(config.train, replicas)
         self.config = config
         self.strategy = strategy
         self.schedule = Schedule(config, num_images)

@@ -88,7 +88,7 @@ def test_a_worker_that_a_signal_ended_has_the_shells_code(tmp_path):
 def test_wrong_usage(monkeypatch):
     config = tiny_experiment_config()
     check_launch(2, config)
-    with pytest.raises(ValueError, match="multiple of 3 processes times 1 accumulation steps"):
+    with pytest.raises(ValueError, match="multiple of the 3 replicas times the 1 accumulation"):
         check_launch(3, config)
     with pytest.raises(ValueError, match="needs train.strategy auto, received mirrored"):
         check_launch(2, config.override({"train.strategy": "mirrored"}))
