@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import pathlib
 import re
@@ -15,37 +16,22 @@ import numpy as np
 from benchmarks.calibrate import calibrate
 from nvae_tf import ExperimentConfig, ModelConfig, presets
 
-_SMALL: dict[str, Any] = {
-    "num_cell_per_cond_enc": 1,
-    "num_cell_per_cond_dec": 1,
-    "num_preprocess_cells": 2,
-    "num_postprocess_cells": 2,
-}
-
 
 def configurations() -> dict[str, ExperimentConfig]:
     """Returns the three workloads by name: the paper's MNIST preset, and two small models."""
     mnist = presets.get("mnist")
-    mnist_small = {
-        "model.num_latent_scales": 2,
-        "model.num_groups_per_scale": 4,
-        "model.min_groups_per_scale": 2,
-        "model.num_latent_per_group": 8,
-        "model.num_channels_enc": 16,
-        "model.num_channels_dec": 16,
-        "train.global_batch_size": 32,
-        **{f"model.{name}": value for name, value in _SMALL.items()},
-    }
+    mnist_small = dataclasses.replace(mnist, model=presets.get("mnist_small").model)
     cifar10_small = ModelConfig(
         num_groups_per_scale=8,
         num_channels_enc=32,
         num_channels_dec=32,
         num_nf=1,
-        **_SMALL,
+        num_cell_per_cond_enc=1,
+        num_cell_per_cond_dec=1,
     )
     return {
         "mnist": mnist.override({"train.global_batch_size": 8}),
-        "mnist_small": mnist.override(mnist_small),
+        "mnist_small": mnist_small.override({"train.global_batch_size": 32}),
         "cifar10_small": ExperimentConfig(model=cifar10_small).override(
             {"train.global_batch_size": 8}
         ),

@@ -18,6 +18,13 @@ _BINARISED_28X28: dict[str, Any] = {
     "likelihood": "bernoulli",
     "num_x_bits": 1,
 }
+# The paper's cells, one for each group and direction.
+_NIGHT_ON_CPUS: dict[str, Any] = {
+    "ada_groups": True,
+    "min_groups_per_scale": 2,
+    "num_cell_per_cond_enc": 1,
+    "num_cell_per_cond_dec": 1,
+}
 # A small number of plain residual cells.
 _CHEAP_ON_CPUS: dict[str, Any] = {
     "num_preprocess_blocks": 2,
@@ -85,6 +92,12 @@ def _folder64() -> ExperimentConfig:
     )
 
 
+def _night(steps: int, batch: int) -> TrainConfig:
+    return TrainConfig(
+        steps=steps, global_batch_size=batch, checkpoint_every=500, image_every=2_000
+    )
+
+
 def _mnist_small() -> ExperimentConfig:
     """Dynamically binarised MNIST in a night on two CPU cores: 2.1 million parameters.
 
@@ -95,24 +108,16 @@ def _mnist_small() -> ExperimentConfig:
             **_BINARISED_28X28,
             num_latent_scales=2,
             num_groups_per_scale=4,
-            ada_groups=True,
-            min_groups_per_scale=2,
             num_latent_per_group=8,
             num_channels_enc=16,
             num_channels_dec=16,
             num_preprocess_blocks=2,
             num_postprocess_blocks=2,
-            num_cell_per_cond_enc=1,
-            num_cell_per_cond_dec=1,
+            **_NIGHT_ON_CPUS,
         ),
         data=DataConfig(name="idx"),
         optimizer=OptimizerConfig(warmup_epochs=0.2, ema_decay=0.998),
-        train=TrainConfig(
-            steps=20_000,
-            global_batch_size=64,
-            checkpoint_every=500,
-            image_every=2_000,
-        ),
+        train=_night(steps=20_000, batch=64),
     )
 
 
@@ -129,24 +134,14 @@ def _fashion_mnist() -> ExperimentConfig:
             num_mixture_dec=5,
             num_latent_scales=3,
             num_groups_per_scale=6,
-            ada_groups=True,
-            min_groups_per_scale=2,
             num_latent_per_group=8,
             num_channels_enc=16,
             num_channels_dec=16,
-            num_preprocess_blocks=1,
-            num_postprocess_blocks=1,
-            num_cell_per_cond_enc=1,
-            num_cell_per_cond_dec=1,
+            **_NIGHT_ON_CPUS,
         ),
         data=DataConfig(name="idx"),
         optimizer=OptimizerConfig(warmup_epochs=0.2, ema_decay=0.998),
-        train=TrainConfig(
-            steps=15_000,
-            global_batch_size=64,
-            checkpoint_every=500,
-            image_every=2_000,
-        ),
+        train=_night(steps=15_000, batch=64),
     )
 
 
@@ -159,24 +154,16 @@ def _emoji64() -> ExperimentConfig:
             num_mixture_dec=5,
             num_latent_scales=3,
             num_groups_per_scale=4,
-            ada_groups=True,
-            min_groups_per_scale=2,
             num_latent_per_group=12,
             num_channels_enc=12,
             num_channels_dec=12,
             num_preprocess_blocks=2,
             num_postprocess_blocks=2,
-            num_cell_per_cond_enc=1,
-            num_cell_per_cond_dec=1,
+            **_NIGHT_ON_CPUS,
         ),
         data=DataConfig(name="folder", flip=True),
         optimizer=OptimizerConfig(warmup_epochs=1, ema_decay=0.998),
-        train=TrainConfig(
-            steps=15_000,
-            global_batch_size=32,
-            checkpoint_every=500,
-            image_every=2_000,
-        ),
+        train=_night(steps=15_000, batch=32),
     )
 
 
