@@ -31,7 +31,7 @@ BAD_TRAINING = {
     ),
     "size that does not divide": (
         ["--preset=quickstart", "--config.model.image_shape=(28,28,1)", "--config.model.padding=0"],
-        "must be divisible by 32",
+        "must be divisible by 8",
     ),
     "missing data set": (
         ["--preset=quickstart", "--config.data.name=nonesuch"],
@@ -42,8 +42,8 @@ BAD_TRAINING = {
         "profile_steps must be FIRST:LAST, with 1 <= FIRST <= LAST; such as 100:110. Received '9'",
     ),
     "steps to profile that never come": (
-        ["--preset=quickstart", "--profile_steps=640:651"],
-        "must be between 1 and 650, those that the run has to come; received 640 to 651",
+        ["--preset=quickstart", "--profile_steps=1190:1201"],
+        "must be between 1 and 1200, those that the run has to come; received 1190 to 1201",
     ),
     "neither preset nor run": ([], "--preset must say what to train"),
     "mirrored without a GPU": (
