@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.devices import numbered, on_devices
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling.latents import keep_first_groups
 
@@ -118,21 +119,29 @@ class HierarchyEvaluator:
         sums = [np.zeros(shape) for shape in config.latent_shapes]
         squares = [np.zeros(shape) for shape in config.latent_shapes]
         own_seed = tf.constant([seed, 0], tf.int64)
-        for images in batches:
+
+        def compute(batch: tuple[int, tf.Tensor]) -> tuple[np.ndarray, list, np.ndarray]:
+            number, images = batch
             features = self._bottom_up(images)
-            first = tf.constant(count, tf.int64)
+            first = tf.constant(number, tf.int64)
             kl_per_channel, means = self._infer(features, own_seed, first)
-            count += len(images)
-            channels += len(images) * np.stack(kl_per_channel)
+            distortions = [
+                self._keep(images, features, tf.constant(keep), own_seed, first)[0]
+                for keep in range(groups + 1)
+            ]
+            return np.stack(kl_per_channel), [mean.numpy() for mean in means], np.stack(distortions)
+
+        for kl_per_channel, means, distortions in on_devices(compute, numbered(batches)):
+            size = distortions.shape[1]
+            count += size
+            channels += size * kl_per_channel
             for group, mean in enumerate(means):
-                values = mean.numpy().astype(np.float64)
+                values = mean.astype(np.float64)
                 sums[group] += values.sum(axis=0)
                 squares[group] += np.square(values).sum(axis=0)
-            for keep in range(groups + 1):
-                values, _ = self._keep(images, features, tf.constant(keep), own_seed, first)
-                distortion[keep] += np.sum(values, dtype=np.float64)
+            distortion += distortions.sum(axis=1, dtype=np.float64)
             if after_batch:
-                after_batch(len(images))
+                after_batch(size)
         if not count:
             raise ValueError("There are no images to evaluate.")
         channels /= count

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
+from nvae_tf.devices import numbered, on_devices
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.training.objective import bits_per_dimension
 
@@ -94,9 +96,11 @@ class LikelihoodEvaluator:
     Args:
       model: The model to evaluate, with its moving averages. An `NVAE` is prepared anew for each
         evaluation, with its weights of that moment.
+      devices: The names of those that compute batches side by side; None: all GPUs, or the CPU.
     """
 
-    def __init__(self, model: AnyModel):
+    def __init__(self, model: AnyModel, devices: Sequence[str] | None = None):
+        self._devices = devices
         self._model = InferenceModel.of(model)
         self._bottom_up = self._model.function(self._model.bottom_up, reduce_retracing=True)
         self._draw = self._model.function(self._draw_together, reduce_retracing=True)
@@ -172,34 +176,34 @@ class LikelihoodEvaluator:
         if num_iw_samples < 1:
             raise ValueError(f"num_iw_samples must be at least 1, received {num_iw_samples}.")
         self._model.update()
-        reconstructions, kls, bounds = [], [], []
-        count = 0
-        for images in batches:
-            features = self._bottom_up(images)
-            first = tf.constant(count, tf.int64)
-            count += len(images)
-            together = _draws_together(len(images), num_iw_samples)
-            draws = [
-                self._draw(images, features, tf.constant([seed, k], tf.int64), first, together)
-                for k in range(0, num_iw_samples, together)
-            ]
-            reconstruction, kl, log_ratio = (  # [K, B, ...]
-                np.concatenate(v)[:num_iw_samples] for v in zip(*draws)
-            )
-            log_weights = log_ratio.astype(np.float64) - reconstruction
-            reconstructions.append(np.mean(reconstruction, axis=0))
-            kls.append(np.mean(kl, axis=0))
-            bounds.append(math.log(num_iw_samples) - np.logaddexp.reduce(log_weights, axis=0))
+        compute = functools.partial(self._batch_likelihoods, num_iw_samples, seed)
+        results = []
+        for result in on_devices(compute, numbered(batches), self._devices):
+            results.append(result)
             if after_batch:
-                after_batch(len(images))
-        if not kls:
+                after_batch(len(result[0]))
+        if not results:
             raise ValueError("There are no images to evaluate.")
-        return ImageLikelihoods(
-            num_iw_samples,
-            np.concatenate(reconstructions),
-            np.concatenate(kls),
-            np.concatenate(bounds),
+        return ImageLikelihoods(num_iw_samples, *map(np.concatenate, zip(*results)))
+
+    def _batch_likelihoods(
+        self, num_iw_samples: int, seed: int, batch: tuple[int, tf.Tensor]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the arrays of `ImageLikelihoods` for a numbered batch."""
+        number, images = batch
+        features = self._bottom_up(images)
+        first = tf.constant(number, tf.int64)
+        together = _draws_together(len(images), num_iw_samples)
+        draws = [
+            self._draw(images, features, tf.constant([seed, k], tf.int64), first, together)
+            for k in range(0, num_iw_samples, together)
+        ]
+        reconstruction, kl, log_ratio = (  # [K, B, ...]
+            np.concatenate(v)[:num_iw_samples] for v in zip(*draws)
         )
+        log_weights = log_ratio.astype(np.float64) - reconstruction
+        bound = math.log(num_iw_samples) - np.logaddexp.reduce(log_weights, axis=0)
+        return np.mean(reconstruction, axis=0), np.mean(kl, axis=0), bound
 
 
 def _draws_together(batch: int, draws: int) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from nvae_tf.devices import on_devices
 from nvae_tf.files import write_atomically
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.kernels import KernelBank
@@ -132,12 +133,16 @@ def generative_statistics(
 
     run = tf.function(observe, autograph=False)
     moments = [PooledMoments() for _ in layers]
-    for number in range(passes):
+
+    def compute(number: int) -> list[tuple[np.ndarray, ...]]:
         batches = run(tf.constant([seed, number], tf.int64))
+        return [tuple(value.numpy() for value in batch) for batch in batches]
+
+    for batches in on_devices(compute, range(passes)):
         for layer, pooled, batch in zip(layers, moments, batches):
             if not batch:
                 continue
-            mean, variance, count = (value.numpy() for value in batch)
+            mean, variance, count = batch[0], batch[1], float(batch[2])
             if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
                 raise ValueError(
                     "The generative path is not finite at the input of "

@@ -9,6 +9,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from nvae_tf.config import ModelConfig
+from nvae_tf.devices import on_devices
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling.images import to_uint8
 
@@ -153,8 +154,10 @@ class Sampler:
 
     def _batches(self, number: int, temperature: tf.Tensor, seed: int) -> Iterator[np.ndarray]:
         self._model.update()
-        for first in range(0, number, self._batch_size):
+
+        def draw(first: int) -> np.ndarray:
             indices = np.arange(first, first + self._batch_size, dtype=np.int64)
             seeds = np.stack([np.full_like(indices, seed), indices], axis=1)
-            images = self._draw(tf.constant(seeds), temperature)
-            yield to_uint8(images)[: number - first]
+            return to_uint8(self._draw(tf.constant(seeds), temperature))[: number - first]
+
+        return on_devices(draw, range(0, number, self._batch_size))

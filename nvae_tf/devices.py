@@ -1,0 +1,81 @@
+"""Batches that do not depend on each other, computed on all devices at once.
+
+Evaluation and sampling draw an image's noise from its number, so their results do not depend on
+which device computes which batch.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import tensorflow as tf
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_WAITING = 2  # items for each device that are computed or wait to be, enough to keep it busy
+
+
+def all_devices() -> list[str]:
+    """Returns the names of the devices that compute batches side by side: all GPUs, or the CPU.
+
+    A CPU counts once, for a batch uses all of its cores.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    return [device.name for device in gpus or tf.config.list_logical_devices("CPU")[:1]]
+
+
+def on_devices(
+    function: Callable[[Item], Result], items: Iterable[Item], devices: Sequence[str] | None = None
+) -> Iterator[Result]:
+    """Applies a function to items, each on the first device that is free.
+
+    Args:
+      function: A function that may be called in several threads, each in its device's scope. It
+        returns when its result is there (NumPy arrays, say), else it keeps no device busy.
+      items: The arguments; they are taken as devices become free.
+      devices: The names of the devices; None: `all_devices()`.
+
+    Yields:
+      The results, in the order of the items.
+    """
+    devices = all_devices() if devices is None else devices
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for name in devices:
+        free.put(name)
+
+    def run(item: Item) -> Result:
+        name = free.get()
+        try:
+            with tf.device(name):
+                return function(item)
+        finally:
+            free.put(name)
+
+    if len(devices) == 1:  # without threads, so that an interrupt arrives at once
+        yield from map(run, items)
+        return
+    with concurrent.futures.ThreadPoolExecutor(len(devices)) as pool:
+        waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(run, item))
+                if len(waiting) >= _WAITING * len(devices):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def numbered(batches: Iterable[tf.Tensor]) -> Iterator[tuple[int, tf.Tensor]]:
+    """Yields batches with the number of their first image, counted over all of them."""
+    first = 0
+    for batch in batches:
+        yield first, batch
+        first += len(batch)
