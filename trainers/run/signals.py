@@ -6,9 +6,15 @@ import signal
 import types
 from typing import Any
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 
 class StopRequest:
-    """A scope in which SIGTERM and the first Ctrl-C set `name` instead of ending the process.
+    """A scope in which signals set `name` instead of ending the process.
+
+    They are SIGTERM, SIGUSR1 and the first Ctrl-C.
+
+    Slurm announces the end of a job's time by the signal of its user's choice, often SIGUSR1.
 
     The run looks at `name` after each step, so it can save its state before it ends.
 
@@ -21,7 +27,7 @@ class StopRequest:
         self._outer: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             self._outer[number] = signal.signal(number, self._handle)
         return self
 

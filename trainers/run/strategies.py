@@ -12,24 +12,32 @@ from nvae_tf.config import TrainConfig
 def make_strategy(name: str) -> tf.distribute.Strategy:
     """Creates the strategy that `train.strategy` names.
 
-    `auto` uses all workers if TF_CONFIG lists them, otherwise all GPUs if there are several, and
-    otherwise one device. With several workers, call it before any computation.
+    `auto` uses all workers if the environment lists several, otherwise all GPUs if there are
+    several, and otherwise one device. With several workers, call it before any computation.
+
+    Workers are listed by TF_CONFIG, or by Slurm for the tasks of a job step.
 
     `mirrored` uses all GPUs; where there are none, it uses logical devices of the CPU if the
     program has made several of them.
 
     Raises:
-      ValueError: The name is unknown, or is `multi_worker` while TF_CONFIG is not set, or
+      ValueError: The name is unknown, or is `multi_worker` while nothing lists the workers, or
         `mirrored` while there is only a CPU.
     """
-    if name == "multi_worker" and not os.environ.get("TF_CONFIG"):
+    slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if name == "multi_worker" and not (os.environ.get("TF_CONFIG") or slurm):
         raise ValueError(
             "train.strategy multi_worker needs the environment variable TF_CONFIG: the workers' "
             'addresses and this one\'s place, such as {"cluster": {"worker": ["host1:12345", '
-            '"host2:12345"]}, "task": {"type": "worker", "index": 0}}.'
+            '"host2:12345"]}, "task": {"type": "worker", "index": 0}}. Under Slurm, srun with '
+            "several tasks is enough."
         )
-    if name == "multi_worker" or (name == "auto" and os.environ.get("TF_CONFIG")):
-        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name in ("multi_worker", "auto"):
+        if os.environ.get("TF_CONFIG"):
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        if slurm:
+            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     gpus = tf.config.list_logical_devices("GPU")
     if name == "mirrored" or (name == "auto" and len(gpus) > 1):
         cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
