@@ -18,6 +18,7 @@ from nvae_tf.architectures import ARCHITECTURES, parse_operation
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+COMPILATIONS = ("none", "islands", "step")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -333,6 +334,7 @@ class TrainConfig:
     max_rollbacks: int = 3  # returns to the last checkpoint after a loss that was not finite
     precision: str = "float32"
     recompute: bool = False  # recompute cells in the backward pass instead of keeping activations
+    jit_compile: str = "none"  # what XLA compiles: batch normalisation as islands, or the step
     seed: int = 0
     strategy: str = "auto"
 
@@ -340,6 +342,7 @@ class TrainConfig:
         _check_types(self)
         _check_choice(self, "strategy", STRATEGIES)
         _check_choice(self, "precision", PRECISIONS)
+        _check_choice(self, "jit_compile", COMPILATIONS)
         _check_at_least(self, 0, "steps", "kl_const_portion", "weight_decay_norm", "seed")
         _check_at_least(self, 0, "max_rollbacks")
         _check_at_least(self, 1, "epochs", "global_batch_size", "accumulation_steps")

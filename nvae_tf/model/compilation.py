@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
 
 
 def graph_function(
@@ -23,7 +24,7 @@ def graph_function(
     return tf.function(function, autograph=False, experimental_attributes=attributes, **options)
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> tf.types.experimental.PolymorphicFunction:
     """Makes a function of tensors one that XLA compiles, once for each of their shapes.
 
     TensorFlow computes a chain of elementwise operations one by one, and on a CPU each of them
@@ -32,3 +33,22 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     need not have a compiler.
     """
     return tf.function(function, autograph=False, jit_compile=True)
+
+
+def not_before(
+    dependency: tf.Tensor, tensors: Sequence[tf.Tensor], in_xla: bool
+) -> list[tf.Tensor]:
+    """Returns tensors whose users have to wait for another one.
+
+    Without that, what is computed a second time to save memory is computed early, and memory goes
+    up: TensorFlow's executor runs it as soon as it can, and XLA merges it with the first time.
+
+    Args:
+      dependency: The tensor to wait for.
+      tensors: The tensors.
+      in_xla: Whether XLA compiles all of it; it ignores TensorFlow's control dependencies.
+    """
+    if in_xla:
+        return list(xla.optimization_barrier(dependency, *tensors)[1:])
+    with tf.control_dependencies([dependency]):
+        return [tf.identity(tensor) for tensor in tensors]

@@ -23,6 +23,7 @@ _CHANGEABLE = (
     "train.keep_checkpoints",
     "train.max_rollbacks",
     "train.recompute",
+    "train.jit_compile",
     "train.strategy",
 )
 

@@ -29,8 +29,9 @@ DISTRIBUTIONS = {
 }
 # What a distribution imports without asking for it.
 UNDECLARED = {"tensorflow_datasets": "importlib_resources"}
-# TFX 1.16 is for Python 3.10 and TensorFlow 2.16 only: no lock can hold it beside the others.
-NOT_LOCKED = {"tfx", "tfx_bsl"}
+# TFX 1.16 is for Python 3.10 and TensorFlow 2.16 only: no lock can hold it beside the others. What
+# runs a compiled step is for machines that have JAX and no TensorFlow.
+NOT_LOCKED = {"tfx", "tfx_bsl", "jax", "jaxlib"}
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 

@@ -13,6 +13,7 @@ from nvae_tf.model.stacks import read_values
 from nvae_tf.runs.checkpoint_files import checkpoint_step
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
+from nvae_tf.training.metrics import StepMetrics
 from nvae_tf.training.schedule import total_steps
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.diagnosis import first_non_finite
@@ -32,7 +33,7 @@ def train(
 ) -> None:
     """Trains until the run's last step, or goes on from where it stopped.
 
-    SIGTERM or Ctrl-C ends it after the current step, with a checkpoint.
+    SIGTERM, SIGUSR1 or Ctrl-C ends it after the current step or the next, with a checkpoint.
 
     Args:
       config: The run's configuration.
@@ -176,21 +177,25 @@ class _Run:
         """
         trainer, train = self._trainer, self._config.train
         batches = iter(trainer.distribute(self._dataset()))
+        metrics: StepMetrics | None = None
         for step in range(self.step + 1, trainer.total_steps + 1):
+            previous = metrics
             with self._profile.step(step):
                 metrics = trainer.step(batches, stop=stop.name is not None)
-            if has_diverged(metrics):
+            last = step == trainer.total_steps
+            # A step's own metrics have to be waited for, so most steps are judged after the next.
+            judged = metrics if last or step % train.checkpoint_every == 0 else previous
+            if judged and has_diverged(judged):
                 raise DivergedError(f"Loss or gradient was not finite up to step {step}")
             if self._progress:
                 self._progress.after_step(step, metrics)
-            last = step == trainer.total_steps
-            if metrics.batch.stop > 0 and not last:
+            if judged and judged.batch.stop > 0 and not last:
                 self._save()  # at once: whoever asked may not wait for more
                 return True
             if step % train.image_every == 0 and not last and self._progress:
                 negative_elbo = self._progress.validate(step)
                 self._checkpointer.save_if_best(negative_elbo)
-            good = metrics.verdict.not_finite_in_a_row == 0
+            good = judged and judged.verdict.not_finite_in_a_row == 0
             if last or (step % train.checkpoint_every == 0 and good):
                 self._save()  # last, so that a run killed before it validates again
         return False

@@ -1,4 +1,4 @@
-"""Estimates how much memory a traced step will need."""
+"""How much memory a traced step will need, and how much it has taken."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def expected_memory(trainer: Trainer, batches: tf.distribute.DistributedDataset)
     """
     graph, replicas = trainer.gradient_graph(batches)
     return trainer.num_bytes + peak_bytes(graph.get_operations()) // replicas
+
+
+def peak_memory() -> dict[str, int]:
+    """Returns the most bytes that TensorFlow has allocated on each GPU so far, by its name."""
+    gpus = [
+        device.name.rpartition("device:")[2] for device in tf.config.list_logical_devices("GPU")
+    ]
+    return {name: tf.config.experimental.get_memory_info(name)["peak"] for name in gpus}
 
 
 def peak_bytes(operations: list[Any]) -> int:

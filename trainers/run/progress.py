@@ -19,9 +19,11 @@ from nvae_tf.evaluation import (
 )
 from nvae_tf.files import write_atomically
 from nvae_tf.model.inference import InferenceModel
+from nvae_tf.model.nvae import NVAE
 from nvae_tf.runs.workdir import Workdir
 from nvae_tf.training.metrics import StepMetrics
 from nvae_tf.training.objective import bits_per_dimension
+from trainers.run.memory import peak_memory
 from trainers.run.trainer import Trainer
 from trainers.summaries import EXAMPLES, Speed, Summaries, group_name
 
@@ -66,6 +68,7 @@ class Progress:
             },
         )
         self._collapsed: list[int] = []
+        self._steps_seen = 0
         self._bar = tqdm(
             total=trainer.total_steps,
             initial=step,
@@ -79,6 +82,10 @@ class Progress:
         """Reports a step; call it after every one, with its number from 1."""
         train = self._trainer.config.train
         self._bar.update()
+        self._steps_seen += 1
+        if self._steps_seen == 2:  # what the first one allocates for a moment is gone
+            for device, peak in peak_memory().items():
+                self._write(f"{device} has taken {peak / 1e9:.2f} GB at most in two steps")
         if step % train.log_every == 0 or step == self._trainer.total_steps:
             self._report(step, metrics)
 
@@ -110,7 +117,7 @@ class Progress:
 
     def validate(self, step: int) -> float:
         """Evaluates some held-out images and shows pictures; returns the -ELBO in nats."""
-        result = self._evaluate(self._test_images[:_VALIDATION_IMAGES], step)
+        result = self._evaluate(self._test_images[:_VALIDATION_IMAGES], step, self._evaluator)
         self._summaries.flush()
         self._write(
             f"step {step}: validation -ELBO {result.negative_elbo:.2f} nats, "
@@ -136,12 +143,14 @@ class Progress:
         elif before and not self._collapsed:
             self._write(f"step {step}: all groups are in use again")
 
-    def _evaluate(self, images: np.ndarray, step: int) -> LikelihoodResult:
+    def _evaluate(
+        self, images: np.ndarray, step: int, evaluator: LikelihoodEvaluator
+    ) -> LikelihoodResult:
         self._model.take(self._trainer.state.evaluation_values())
         # What fits into a device's memory in training does so here.
         batch = self._trainer.replica_batch
         batches = evaluation_batches(images, self._trainer.config.model, batch)
-        result = self._evaluator.evaluate(batches)
+        result = evaluator.evaluate(batches)
         self._summaries.log_validation(step, result)
         self._summaries.log_pictures(step)
         self._model.release()
@@ -156,8 +165,16 @@ class Progress:
         self._summaries.end(success=False)
 
     def finish(self) -> None:
-        """Evaluates the finished model on all test images, prints and writes the result."""
-        result = self._evaluate(self._test_images, self._trainer.total_steps)
+        """Evaluates the finished model on all test images, prints and writes the result.
+
+        It does so in float32, as the other programs do, whatever the precision of the training was.
+        """
+        evaluator = self._evaluator
+        if self._trainer.config.train.precision != "float32":
+            exact = NVAE.structure(self._trainer.config.model)
+            values = self._trainer.state.evaluation_values()
+            evaluator = LikelihoodEvaluator(InferenceModel(exact, values))
+        result = self._evaluate(self._test_images, self._trainer.total_steps, evaluator)
         fields = {"split": self._trainer.config.data.test_split, **dataclasses.asdict(result)}
         text = json.dumps({"step": self._trainer.total_steps, **fields}, indent=2)
         write_atomically(self._workdir.evaluation, text + "\n")

@@ -60,6 +60,7 @@ def forward_backward(
     replicas: Replicas,
     state: Reading,
     images: tf.Tensor,
+    noise: list[tf.Tensor],
     part: tf.Tensor,
     stop: tf.Tensor,
 ) -> tuple[Share, list[tf.Tensor]]:
@@ -70,6 +71,7 @@ def forward_backward(
       replicas: Those that compute the step together.
       state: The values to start from.
       images: This replica's images (B, H, W, C).
+      noise: Their noise, from `draw_noise`.
       part: The number of the part of the global batch, with accumulation; else 0.
       stop: Whether this worker was asked to stop.
 
@@ -79,7 +81,6 @@ def forward_backward(
     images = tf.ensure_shape(images, [run.replica_batch, *run.config.model.image_shape])
     step = state.step
     schedule = run.schedule.at(step)
-    noise = _replica_noise(run, replicas, step, part)
     averages, scale = run.statistics.split(state.statistics), state.loss_scale
     # The first part of a batch moves the vectors, the others find them where they are.
     iterations = tf.where(part > 0, 0, tf.where(step > 0, ITERATIONS, FIRST_ITERATIONS))
@@ -100,9 +101,13 @@ def forward_backward(
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, InferenceOutput, ObjectiveTerms, dict[str, tf.Tensor]]]:
         values = run.weights.split(weights) | averages
         kernels_by_path = run.regularizer.kernels.split(kernels)
-        recompute = run.config.train.recompute
         with functional_call(
-            run.model, values, kernels_by_path, recompute=recompute, replicas=replicas
+            run.model,
+            values,
+            kernels_by_path,
+            recompute=run.config.train.recompute,
+            replicas=replicas,
+            jit_compile=run.config.train.jit_compile,
         ) as call:
             output = run.model.infer(images, noise, training=True)
         terms = objective_terms(run.model, images, output, schedule.kl, replicas)
@@ -149,10 +154,13 @@ def _replica_means(
     )
 
 
-def _replica_noise(
+def draw_noise(
     run: StepDefinition, replicas: Replicas, step: tf.Tensor, part: tf.Tensor
 ) -> list[tf.Tensor]:
-    """Draws this replica's rows of the global batch's noise, which depends on the step only."""
+    """Draws this replica's rows of the global batch's noise, which depends on the step only.
+
+    XLA would draw other numbers, so this stays outside of what it compiles.
+    """
     seed = tf.stack([tf.constant(run.config.train.seed, tf.int64), step])
     first = run.replica_batch * (part * replicas.size + replicas.index)
     return run.model.draw_noise(run.replica_batch, seed, first)

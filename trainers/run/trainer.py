@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,15 +11,15 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.model.compilation import graph_function
+from nvae_tf.model.compilation import compiled, graph_function
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.replicas import Group, GroupReplicas, replicas_of_context
+from nvae_tf.replicas import Group, GroupReplicas, Replicas, replicas_of_context
 from nvae_tf.training.metrics import StepMetrics
 from nvae_tf.training.regularization import Regularizer
 from nvae_tf.training.schedule import Schedule
 from trainers.run.accumulation import Accumulator
 from trainers.run.state import Reading, TrainState
-from trainers.run.step import Share, StepDefinition, forward_backward, update
+from trainers.run.step import Share, StepDefinition, draw_noise, forward_backward, update
 from trainers.run.strategies import check_batch
 
 _NOT_FINITE_LIMIT = 5  # steps in a row, at which the run counts as diverged
@@ -52,17 +53,23 @@ class Trainer:
       model: The model's structure, without values.
       regularizer: The model's regulariser.
       schedule: Beta, lambda and learning rate by step.
+      definition: The parts of a step that stay the same.
       state: Everything that the run changes.
       seconds_waiting: The time that all steps so far have waited for data.
 
     Raises:
       ValueError: The global batch is not a multiple of replicas times parts, or larger than the
-        split.
+        split; or the whole step is to be compiled for several replicas.
     """
 
     def __init__(self, config: ExperimentConfig, strategy: tf.distribute.Strategy, num_images: int):
         replicas, parts = strategy.num_replicas_in_sync, config.train.accumulation_steps
         check_batch(config.train, replicas)
+        if config.train.jit_compile == "step" and replicas > 1:
+            raise ValueError(
+                f"train.jit_compile=step is for one device, received {replicas} replicas. Use "
+                "train.jit_compile=islands, which compiles batch normalisation."
+            )
         self.config = config
         self.strategy = strategy
         self.schedule = Schedule(config, num_images)
@@ -72,7 +79,7 @@ class Trainer:
         with strategy.scope():
             self.state = TrainState(self.model, self.regularizer, config)
         self.seconds_waiting = 0.0
-        self._definition = StepDefinition(
+        self.definition = StepDefinition(
             config,
             self.model,
             self.regularizer,
@@ -84,7 +91,8 @@ class Trainer:
         # Devices of this process that may share one traced function.
         local = len(strategy.extended.worker_devices)
         self._group = Group(replicas) if replicas == local > 1 else None
-        self._shared: tf.types.experimental.ConcreteFunction | None = None
+        # `forward_backward`, where it is a function of its own: for the group, or for XLA.
+        self._traced: tf.types.experimental.ConcreteFunction | None = None
         self._accumulator = Accumulator(strategy, parts)
         self._whole = tf.function(self._whole_step, autograph=False, reduce_retracing=True)
         self._part = tf.function(self._add_part, autograph=False, reduce_retracing=True)
@@ -99,7 +107,7 @@ class Trainer:
     @property
     def replica_batch(self) -> int:
         """The number of images that a replica sees at a time."""
-        return self._definition.replica_batch
+        return self.definition.replica_batch
 
     @property
     def total_steps(self) -> int:
@@ -140,7 +148,7 @@ class Trainer:
 
     def concrete_functions(self, batches: tf.distribute.DistributedDataset) -> list[Any]:
         """Returns the traced functions that make up a step; the first one computes gradients."""
-        self._trace_shared()
+        self._trace_apart()
         stop = tf.TensorSpec([], tf.bool)
         if not self.accumulates:
             return [self._whole.get_concrete_function(batches.element_spec, stop)]
@@ -153,8 +161,8 @@ class Trainer:
     def gradient_graph(self, batches: tf.distribute.DistributedDataset) -> tuple[tf.Graph, int]:
         """Returns the graph that computes gradients, and for how many replicas it does."""
         traced = self.concrete_functions(batches)[0]
-        if self._shared:
-            return self._shared.graph, 1
+        if self._traced:
+            return self._traced.graph, 1
         return traced.graph, max(len(self.strategy.extended.worker_devices), 1)
 
     def step(self, batches: Iterator, stop: bool = False) -> StepMetrics:
@@ -164,7 +172,7 @@ class Trainer:
           batches: An iterator over what `distribute` returned.
           stop: Whether this worker was asked to stop; the metrics tell if any was.
         """
-        self._trace_shared()
+        self._trace_apart()
         wanted = tf.constant(stop)
         if not self.accumulates:
             return self._whole(self._next(batches), wanted)
@@ -182,63 +190,72 @@ class Trainer:
 
     def _whole_step(self, images: tf.Tensor, stop: tf.Tensor) -> StepMetrics:
         with self.strategy.scope():
-            return update(self._definition, self.state, self._share(images, tf.constant(0), stop))
+            return update(self.definition, self.state, self._share(images, tf.constant(0), stop))
 
     def _add_part(self, images: tf.Tensor, part: tf.Tensor, stop: tf.Tensor) -> None:
         self._accumulator.add(self._share(images, part, stop))
 
     def _finish_step(self) -> StepMetrics:
         with self.strategy.scope():
-            metrics = update(self._definition, self.state, self._accumulator.read())
+            metrics = update(self.definition, self.state, self._accumulator.read())
         with tf.control_dependencies(tf.nest.flatten(metrics)):
             self._accumulator.reset()
         return metrics
 
     def _share(self, images: tf.Tensor, part: tf.Tensor, stop: tf.Tensor) -> Share:
-        run, state, shared = self._definition, self.state, self._shared
-
-        def compute(images: tf.Tensor) -> tuple[Share, list[tf.Tensor]]:
-            if not shared:
-                return forward_backward(
-                    run, replicas_of_context(), state.read(), images, part, stop
-                )
-            index = tf.distribute.get_replica_context().replica_id_in_sync_group
-            return shared(state.read(), images, part, stop, index, state.step.handle)
-
-        share, vectors = self.strategy.run(compute, args=(images,))
+        share, vectors = self.strategy.run(self._replica_share, args=(images, part, stop))
         for variable, value in zip(self.state.singular_vectors.stacks, vectors):
             self.strategy.extended.update(variable, lambda v, new: v.assign(new), args=(value,))
         return share
 
-    def _trace_shared(self) -> None:
-        """Traces `forward_backward` once for all devices of the group, outside of other functions.
+    def _replica_share(
+        self, images: tf.Tensor, part: tf.Tensor, stop: tf.Tensor
+    ) -> tuple[Share, list[tf.Tensor]]:
+        run, state = self.definition, self.state
+        reading = state.read()
+        if self._group:
+            assert self._traced
+            index = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return self._traced(reading, images, part, stop, index, state.step.handle)
+        replicas = replicas_of_context()
+        noise = draw_noise(run, replicas, reading.step, part)
+        if self._traced:
+            return self._traced(reading, images, noise, part, stop)
+        return forward_backward(run, replicas, reading, images, noise, part, stop)
 
-        Its arguments are those of `forward_backward`, the replica's number, and a resource of its
-        device.
-        """
-        run, group = self._definition, self._group
-        if group is None or self._shared:
+    def _trace_apart(self) -> None:
+        """Traces `forward_backward` outside of other functions, if it is one of its own."""
+        if self._traced:
             return
-
-        def compute(
-            state: Reading,
-            images: tf.Tensor,
-            part: tf.Tensor,
-            stop: tf.Tensor,
-            index: tf.Tensor,
-            token: tf.Tensor,
-        ) -> tuple[Share, list[tf.Tensor]]:
-            replicas = GroupReplicas(group, index, token)
-            return forward_backward(run, replicas, state, images, part, stop)
-
+        images = tf.TensorSpec([self.replica_batch, *self.config.model.image_shape])
         reading = tf.nest.map_structure(
             lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), self.state.read()
         )
-        self._shared = graph_function(compute).get_concrete_function(
-            reading,
-            tf.TensorSpec([run.replica_batch, *self.config.model.image_shape]),
-            tf.TensorSpec([], tf.int32),
-            tf.TensorSpec([], tf.bool),
-            tf.TensorSpec([], tf.int32),
-            tf.TensorSpec([], tf.resource),
-        )
+        number, flag = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
+        if self._group:
+            token = tf.TensorSpec([], tf.resource)
+            function = graph_function(functools.partial(_for_group, self.definition, self._group))
+            self._traced = function.get_concrete_function(
+                reading, images, number, flag, number, token
+            )
+        elif self.config.train.jit_compile == "step":
+            shapes = self.config.model.latent_shapes
+            noise = [tf.TensorSpec([self.replica_batch, *shape]) for shape in shapes]
+            function = compiled(functools.partial(forward_backward, self.definition, Replicas()))
+            self._traced = function.get_concrete_function(reading, images, noise, number, flag)
+
+
+def _for_group(
+    run: StepDefinition,
+    group: Group,
+    state: Reading,
+    images: tf.Tensor,
+    part: tf.Tensor,
+    stop: tf.Tensor,
+    index: tf.Tensor,
+    token: tf.Tensor,
+) -> tuple[Share, list[tf.Tensor]]:
+    """Computes `forward_backward` for the replica of that number, with a resource of its device."""
+    replicas = GroupReplicas(group, index, token)
+    noise = draw_noise(run, replicas, state.step, part)
+    return forward_backward(run, replicas, state, images, noise, part, stop)

@@ -40,6 +40,8 @@ class Call:
       recompute: Whether cells in training keep nothing but their input.
       initialize: Whether convolutions with `data_init` set scale and bias from what they see.
       replicas: Those over which batch normalisation takes the mean.
+      jit_compile: What XLA compiles: `"none"`, `"islands"` (batch normalisation) or `"step"` (all).
+      known: `statistics` of an earlier pass over the same batch, which need no sums any more.
       statistics: The batch's means and unbiased variances (C,), by the path of the moving average
         that they belong to. Layers leave them here instead of moving the averages.
       counts: The number of values per channel behind each of `statistics`, where it is known.
@@ -52,6 +54,8 @@ class Call:
     recompute: bool
     initialize: bool
     replicas: Replicas
+    jit_compile: str
+    known: Mapping[str, tf.Tensor]
     statistics: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     counts: dict[str, float | tf.Tensor] = dataclasses.field(default_factory=dict)
 
@@ -71,6 +75,8 @@ def functional_call(
     recompute: bool = False,
     initialize: bool = False,
     replicas: Replicas | None = None,
+    jit_compile: str = "none",
+    known: Mapping[str, tf.Tensor] | None = None,
 ) -> Iterator[Call]:
     """Makes a layer compute with given values inside of the scope, without changing it.
 
@@ -85,12 +91,24 @@ def functional_call(
         Inside the scope, their variables have the new values.
       replicas: Those over which batch normalisation takes the mean; None: those of the
         `tf.distribute` context.
+      jit_compile: What XLA compiles, one of `config.COMPILATIONS`.
+      known: Batch statistics that an earlier pass has left.
 
     Yields:
       The call, which has the batch's statistics after a call in training mode.
     """
     replicas = replicas or replicas_of_context()
-    call = Call(layer, values is not None, kernels or {}, folded, recompute, initialize, replicas)
+    call = Call(
+        layer=layer,
+        has_values=values is not None,
+        kernels=kernels or {},
+        folded=folded,
+        recompute=recompute,
+        initialize=initialize,
+        replicas=replicas,
+        jit_compile=jit_compile,
+        known=known or {},
+    )
     outer = current_call()
     with contextlib.ExitStack() as scope:
         if values is not None:

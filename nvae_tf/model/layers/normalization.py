@@ -5,6 +5,7 @@ The paper's section 3.2 recomputes activations to save memory; docs/model.md has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -102,16 +103,23 @@ class BatchNormalization(keras.layers.Layer):
         swish = self.activation == "swish"
         call = current_call()
         replicas = call.replicas if call else replicas_of_context()
-        if replicas.size == 1:
+        count = self.repeats * replicas.size * _values_per_channel(x)
+        unbiased_by_biased = count / _at_least_1(count - 1)
+        if replicas.size == 1 and (call is None or call.jit_compile == "none"):
             y, mean, variance = _normalize_fused(x, gamma, beta, self.epsilon, swish)
         else:
             offset = tf.convert_to_tensor(self.moving_mean)
-            y, mean, variance = _normalize_synchronized(
-                x, gamma, beta, offset, self.epsilon, swish, replicas
+            known = []
+            if call and self.moving_mean.path in call.known:
+                known = [
+                    call.known[self.moving_mean.path],
+                    call.known[self.moving_variance.path] / unbiased_by_biased,
+                ]
+            y, mean, variance = _normalize_compiled(
+                x, gamma, beta, offset, self.epsilon, swish, replicas, known
             )
-        count = self.repeats * replicas.size * _values_per_channel(x)
-        unbiased = variance * (count / _at_least_1(count - 1))
-        for average, statistic in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
+        averages = self.moving_mean, self.moving_variance
+        for average, statistic in zip(averages, (mean, variance * unbiased_by_biased)):
             if call is None:
                 average.assign(move_average(average, statistic))
             else:
@@ -199,7 +207,7 @@ def _fused_backward(
     )[:3]
 
 
-def _normalize_synchronized(
+def _normalize_compiled(
     x: tf.Tensor,
     gamma: tf.Tensor,
     beta: tf.Tensor,
@@ -207,42 +215,96 @@ def _normalize_synchronized(
     epsilon: float,
     swish: bool,
     replicas: Replicas,
+    known: Sequence[tf.Tensor],
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Normalises on several replicas, over which moments and gradient sums are averaged.
+    """Normalises on any number of replicas, with four compiled functions and the sums between them.
 
-    `offset` is near the mean: second moments about it cancel less than those about zero.
+    `offset` is near the mean: second moments about it cancel less than those about zero. `known`
+    holds mean and variance if an earlier pass has computed them, and nothing else.
     """
 
     # All that the gradient needs is an argument: custom_gradient walks the graph from its results
     # back to them, and whatever it captured otherwise would lengthen that walk.
     @tf.custom_gradient
-    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, offset: tf.Tensor) -> tuple:
-        values = tf.cast(x, tf.float32)
-        squares = tf.math.squared_difference(values, offset)
-        moments = tf.stack([tf.reduce_mean(values, _AXES), tf.reduce_mean(squares, _AXES)])
-        mean, square = tf.unstack(replicas.mean(moments))
-        variance = tf.maximum(square - tf.math.squared_difference(mean, offset), 0.0)
+    def normalize(
+        x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, offset: tf.Tensor, *known: tf.Tensor
+    ) -> tuple:
+        if known:
+            mean, variance = known
+        else:
+            mean, square = tf.unstack(replicas.mean(_moments(x, offset)))
+            variance = tf.maximum(square - tf.math.squared_difference(mean, offset), 0.0)
         inverse = tf.math.rsqrt(variance + epsilon)
-        y = values * (inverse * gamma) + (beta - mean * inverse * gamma)
-        outputs = tf.cast(tf.nn.silu(y) if swish else y, x.dtype), mean, variance
+        y = _affine(x, inverse * gamma, beta - mean * inverse * gamma, swish)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
             with tf.control_dependencies([dy]):
-                again = tf.cast(tf.identity(x), tf.float32)
-            dz = tf.cast(dy, tf.float32)
-            if swish:
-                dz = _swish_gradient(again, dz, gamma, beta, mean, variance, epsilon)
-            normalized = (again - mean) * inverse
-            local_beta = tf.reduce_mean(dz, _AXES)
-            local_gamma = tf.reduce_mean(dz * normalized, _AXES)
-            d_beta, d_gamma = tf.unstack(replicas.mean(tf.stack([local_beta, local_gamma])))
-            dx = gamma * inverse * (dz - d_beta - normalized * d_gamma)
-            count = _values_per_channel(x)
-            return tf.cast(dx, x.dtype), local_gamma * count, local_beta * count, None
+                again = tf.identity(x)
+            inputs = (again, dy, gamma, beta, mean, inverse, swish)
+            local = _gradient_sums(*inputs)
+            dx = _input_gradient(*inputs, replicas.mean(local))
+            d_gamma, d_beta = tf.unstack(local * _values_per_channel(x))
+            return dx, d_gamma, d_beta, None, *[None for _ in known]
 
-        return outputs, gradient
+        return (y, mean, variance), gradient
 
-    return normalize(x, gamma, beta, offset)
+    return normalize(x, gamma, beta, offset, *known)
+
+
+@compiled
+def _moments(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+    """Returns the means of x and of the squares of its distance from the offset: (2, C)."""
+    values = tf.cast(x, tf.float32)
+    squares = tf.math.squared_difference(values, offset)
+    return tf.stack([tf.reduce_mean(values, _AXES), tf.reduce_mean(squares, _AXES)])
+
+
+@compiled
+def _affine(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor, swish: bool) -> tf.Tensor:
+    y = tf.cast(x, tf.float32) * scale + shift
+    return tf.cast(y * tf.sigmoid(y) if swish else y, x.dtype)
+
+
+def _normalized_gradient(
+    x: tf.Tensor,
+    dy: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    mean: tf.Tensor,
+    inverse: tf.Tensor,
+    swish: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the normalised x, and the gradient of what the activation is applied to, float32."""
+    normalized = (tf.cast(x, tf.float32) - mean) * inverse
+    dz = tf.cast(dy, tf.float32)
+    return normalized, _through_swish(dz, normalized * gamma + beta) if swish else dz
+
+
+@compiled
+def _gradient_sums(*inputs: Any) -> tf.Tensor:
+    """Returns the means over this replica's values that make the gradients of gamma and beta.
+
+    Args:
+      *inputs: Those of `_normalized_gradient`.
+    """
+    normalized, dz = _normalized_gradient(*inputs)
+    return tf.stack([tf.reduce_mean(dz * normalized, _AXES), tf.reduce_mean(dz, _AXES)])
+
+
+@compiled
+def _input_gradient(
+    x: tf.Tensor,
+    dy: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    mean: tf.Tensor,
+    inverse: tf.Tensor,
+    swish: bool,
+    sums: tf.Tensor,
+) -> tf.Tensor:
+    """Returns the gradient of x, from the means of `_gradient_sums` over all replicas."""
+    normalized, dz = _normalized_gradient(x, dy, gamma, beta, mean, inverse, swish)
+    return tf.cast(gamma * inverse * (dz - sums[1] - normalized * sums[0]), x.dtype)
 
 
 @compiled
@@ -264,10 +326,13 @@ def _swish_gradient(
     """Returns the gradient with respect to z of swish(z), where z is the normalised x."""
     scale = gamma * tf.math.rsqrt(variance + epsilon)
     z = tf.cast(x, tf.float32) * scale + (beta - mean * scale)
+    return tf.cast(_through_swish(tf.cast(dy, tf.float32), z), x.dtype)
+
+
+def _through_swish(dy: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+    """Returns the gradient of z from that of swish(z)."""
     sigmoid = tf.sigmoid(z)
-    dy = tf.cast(dy, tf.float32)
-    dz = dy * sigmoid * (1 + z * (1 - sigmoid))
-    return tf.cast(dz, x.dtype)
+    return dy * sigmoid * (1 + z * (1 - sigmoid))
 
 
 def _values_per_channel(x: tf.Tensor) -> float | tf.Tensor:

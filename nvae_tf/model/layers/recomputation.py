@@ -6,11 +6,12 @@ that a cell uses is an argument: tracing stays linear in the number of cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
+from nvae_tf.model.compilation import not_before
 from nvae_tf.model.layers.context import Call, functional_call
 from nvae_tf.model.layers.convolution import Convolution
 from nvae_tf.model.stacks import read_values
@@ -32,23 +33,30 @@ def recompute(
     values = read_values(layer.variables)
     averages = [variable.path for variable in layer.variables if not variable.trainable]
 
-    def run(x: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        given_kernels = dict(zip(kernels, tensors))
-        given_values = dict(zip(values, tensors[len(kernels) :]))
-        with functional_call(layer, given_values, given_kernels, replicas=call.replicas) as inner:
+    def run(
+        x: tf.Tensor, tensors: Sequence[tf.Tensor], known: Mapping[str, tf.Tensor] | None = None
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with functional_call(
+            layer,
+            dict(zip(values, tensors[len(kernels) :])),
+            dict(zip(kernels, tensors)),
+            replicas=call.replicas,
+            jit_compile=call.jit_compile,
+            known=known,
+        ) as inner:
             y = compute(x)
         return y, [inner.statistics[path] for path in averages]
 
     @tf.custom_gradient
     def twice(x: tf.Tensor, *tensors: tf.Tensor) -> tuple:
-        y, statistics = run(x, *tensors)
+        y, statistics = run(x, tensors)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
-            with tf.control_dependencies([dy]):  # else it may run early, and memory goes up
-                again = [tf.identity(tensor) for tensor in (x, *tensors)]
+            again = not_before(dy, [x, *tensors], in_xla=call.jit_compile == "step")
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(again)
-                y_again = run(*again)[0]
+                # The replicas need not sum the statistics again.
+                y_again = run(again[0], again[1:], dict(zip(averages, statistics)))[0]
             return tape.gradient(y_again, again, dy)
 
         return (y, *statistics), gradient

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.normalization import BatchNormalization
 
 ACTIVATIONS = {"swish": tf.nn.silu, "elu": tf.nn.elu, None: tf.identity}
 
 
+@pytest.mark.parametrize("jit_compile", ["none", "islands"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_training_equals_the_plain_composition(activation):
+def test_training_equals_the_plain_composition(activation, jit_compile):
     layer = BatchNormalization(activation)
     x = 2 + 3 * tf.random.stateless_normal([4, 5, 6, 7], (0, 0))
     layer.build(x.shape)
@@ -28,12 +30,32 @@ def test_training_equals_the_plain_composition(activation):
     expected_gradients = tape.gradient(loss, [x, gamma, beta])
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = layer(x, training=True)
+        with functional_call(layer, jit_compile=jit_compile) as call:
+            y = layer(x, training=True)
         loss = tf.reduce_sum(y * weights)
     gradients = tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
     np.testing.assert_allclose(y, expected, atol=1e-5)
     for got, wanted in zip(gradients, expected_gradients):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(call.statistics[layer.moving_mean.path], mean, rtol=1e-5)
+    unbiased = variance * 120 / 119
+    np.testing.assert_allclose(call.statistics[layer.moving_variance.path], unbiased, rtol=1e-4)
+
+
+def test_known_statistics_take_the_place_of_the_batchs_own():
+    layer = BatchNormalization("swish")
+    x = 2 + 3 * tf.random.stateless_normal([2, 3, 3, 4], (0, 0))
+    layer.build(x.shape)
+    known = {
+        layer.moving_mean.path: tf.fill([4], 1.0),
+        layer.moving_variance.path: tf.fill([4], 9.0),
+    }
+    with functional_call(layer, jit_compile="islands", known=known) as call:
+        y = layer(x, training=True)
+    expected = tf.nn.silu((x - 1) / np.sqrt(9 * 17 / 18 + 1e-5))
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    for path, statistic in known.items():
+        np.testing.assert_allclose(call.statistics[path], statistic, rtol=1e-6)
 
 
 def test_moving_averages_take_the_unbiased_variance():
@@ -66,13 +88,16 @@ def test_inference_uses_the_averages():
     np.testing.assert_array_equal(layer.moving_mean, [1, 2, 3])  # and leaves them as they are
 
 
-def test_a_large_mean_does_not_cancel_the_variance():
+@pytest.mark.parametrize("jit_compile", ["none", "islands"])
+def test_a_large_mean_does_not_cancel_the_variance(jit_compile):
     # float32 has 7 digits: E[x²] - E[x]² alone would lose a variance of 1 beside a mean of 1e4.
     layer = BatchNormalization()
     x = 1e4 + tf.random.stateless_normal([8, 8, 8, 2], (0, 0))
     layer.build(x.shape)
     layer.moving_mean.assign([1e4, 1e4])
-    assert abs(float(tf.math.reduce_std(layer(x, training=True))) - 1) < 1e-2
+    with functional_call(layer, jit_compile=jit_compile):
+        y = layer(x, training=True)
+    assert abs(float(tf.math.reduce_std(y)) - 1) < 1e-2
 
 
 def test_unknown_activation():

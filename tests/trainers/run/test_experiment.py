@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import nvae_tf
+from nvae_tf.data import evaluation_batches, load_images
+from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from trainers.run.checkpoints import Checkpointer
@@ -15,6 +17,25 @@ from trainers.run.experiment import train
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import Trainer
 from trainers.summaries.event_files import read_scalars
+
+
+def train_until_killed(config, workdir, step):
+    """Ends a run right after its checkpoint of that step, as a kill would."""
+
+    class Killed(Exception):
+        pass
+
+    save = Checkpointer.save
+
+    def save_then_die(self):
+        save(self)
+        if self._trainer.state.steps_done == step:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "save", save_then_die)
+        with pytest.raises(Killed):
+            train(config, workdir)
 
 
 def test_a_run_leaves_config_checkpoints_and_evaluation(finished):
@@ -58,20 +79,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, capsys):
     config = tiny_experiment_config()
     workdir = Workdir(tmp_path / "run")
 
-    class Killed(Exception):
-        pass
-
-    save = Checkpointer.save
-
-    def save_then_die(self):
-        save(self)
-        if self._trainer.state.steps_done == 2:
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "save", save_then_die)
-        with pytest.raises(Killed):
-            train(config, workdir)
+    train_until_killed(config, workdir, step=2)
     assert workdir.latest_checkpoint().endswith("-2")
     train(config, workdir)
     assert "Resuming after step 2 of 4" in capsys.readouterr().out
@@ -128,3 +136,16 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
     os.symlink(finished.checkpoints, Workdir(tmp_path).checkpoints)
     with pytest.raises(ValueError, match="does not hold this model"):
         nvae_tf.load_model(tmp_path)
+
+
+def test_the_last_evaluation_is_in_float32(tmp_path):
+    config = tiny_experiment_config(precision="mixed_bfloat16")
+    workdir = Workdir(tmp_path / "half")
+    train(config, workdir)
+    with open(workdir.evaluation) as file:
+        reported = json.load(file)["negative_elbo"]
+    images = load_images(config.data, config.model, config.data.test_split)
+    batches = evaluation_batches(images, config.model, 4)
+    expected = LikelihoodEvaluator(nvae_tf.load_model(workdir.path)).evaluate(batches)
+    assert reported == pytest.approx(expected.negative_elbo, rel=1e-6)
+    assert nvae_tf.load_model(workdir.path).compute_dtype == "float32"

@@ -1,12 +1,15 @@
 """The training step: what it minimises, on one replica and on two."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf.model.compilation import compiled
 from nvae_tf.model.layers.context import functional_call
+from nvae_tf.replicas import Replicas
 from nvae_tf.training.objective import negative_elbo, objective_terms
 from nvae_tf.training.schedule import steps_per_epoch, total_steps
 from tests.conftest import random_images, small_experiment_config, tiny_experiment_config
@@ -169,6 +172,56 @@ def test_recomputation_changes_nothing_but_memory(small):
     assert_same_path(train("one_device", 5, config), small)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "jit_compile"),
+    [
+        ("one_device", "islands"),
+        pytest.param("one_device", "step", marks=pytest.mark.slow),
+        ("mirrored", "islands"),
+    ],
+)
+def test_compilation_changes_no_result(small, strategy, jit_compile):
+    config = SMALL.override({"train.jit_compile": jit_compile})
+    assert_same_path(train(strategy, 3, config), (small[0], small[1][:3]))
+
+
+def test_the_whole_step_is_compiled_for_one_device_only():
+    config = SMALL.override({"train.jit_compile": "step"})
+    with pytest.raises(ValueError, match="is for one device, received 2 replicas"):
+        Trainer(config, strategy_of("mirrored"), num_images=100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_xla_does_not_merge_what_is_recomputed(precision):
+    def convolutions(recompute):
+        overrides = {"train.recompute": recompute, "train.precision": precision}
+        config = SMALL.override(overrides | {"train.jit_compile": "step"})
+        trainer = Trainer(config, strategy_of("one_device"), num_images=100)
+        run, reading = trainer.definition, trainer.state.read()
+        images = next(iter(batches(config, 1)))
+        noise = step_module.draw_noise(run, Replicas(), reading.step, tf.constant(0))
+        step = compiled(functools.partial(step_module.forward_backward, run, Replicas()))
+        lowered = step.experimental_get_compiler_ir(
+            reading, images, noise, tf.constant(0), tf.constant(False)
+        )
+        return len(re.findall(r" convolution\(|convolution.*custom-call", lowered("optimized_hlo")))
+
+    assert convolutions(recompute=True) > convolutions(recompute=False) > 0
+
+
+def test_recomputation_sums_no_statistics_again():
+    def reductions(recompute):
+        config = SMALL.override({"train.recompute": recompute})
+        trainer = Trainer(config, strategy_of("mirrored"), num_images=100)
+        graph, _ = trainer.gradient_graph(trainer.distribute(batches(config, 1)))
+        definition = graph.as_graph_def()
+        nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+        return sum(node.op == "CollectiveReduceV2" for node in nodes)
+
+    assert reductions(recompute=True) == reductions(recompute=False) > 1
+
+
 @pytest.mark.slow
 def test_recomputation_on_two_replicas(one_replica):
     config = CONFIG.override({"train.recompute": True})
@@ -323,3 +376,22 @@ def test_several_workers_need_their_addresses(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(ValueError, match="needs the environment variable TF_CONFIG"):
         make_strategy("multi_worker")
+
+
+def test_slurm_lists_the_workers(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    slurm = {
+        "PROCID": 1,
+        "STEP_NUM_TASKS": 4,
+        "STEP_NODELIST": "n[1-2]",
+        "STEP_TASKS_PER_NODE": "2(x2)",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    resolvers = []
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", resolvers.append)
+    make_strategy("auto")
+    workers = ["n1:8888", "n1:8889", "n2:8888", "n2:8889"]
+    assert resolvers[0].cluster_spec().as_dict() == {"worker": workers}
+    assert (resolvers[0].task_type, resolvers[0].task_id) == ("worker", 1)
