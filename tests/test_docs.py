@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 SCRIPTS = dict(re.findall(r'"(nvae-[\w-]+)=([\w.]+):run"', (ROOT / "setup.py").read_text()))
 # Programs that are not on every machine.
-OTHERS = ("examples.tfx_pipeline", "pytest", "pip", "venv")
+OTHERS = ("examples.tfx_pipeline", "benchmarks.run_compiled_step", "pytest", "pip", "venv")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
