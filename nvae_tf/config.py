@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,59 @@ LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 COMPILATIONS = ("none", "islands", "step")
+_LARGEST_SEED = 2**31 - 1
+_MOST_STEPS = 1_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """The meaning of a configuration field, and the values that it allows.
+
+    Attributes:
+      meaning: A phrase for `--help`.
+      low: The smallest value; of each number, if the value is several.
+      high: The largest value, likewise.
+      open_low: Whether `low` itself is not allowed.
+      open_high: Whether `high` itself is not allowed.
+      choices: The only values, if there are few.
+    """
+
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+    choices: tuple[str, ...] = ()
+
+    def values(self) -> str:
+        """Returns a phrase for the values that are allowed; empty if all of the type are."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.low is None:
+            return ""
+        if self.high is None:
+            return f"at least {self.low:g}"
+        if not (self.open_low or self.open_high):
+            return f"{self.low:,} to {self.high:,}"
+        return f"in {'(['[not self.open_low]}{self.low:g}, {self.high:g}{')]'[not self.open_high]}"
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises a ValueError unless a value of the right type is allowed."""
+        good = not self.choices or value in self.choices
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float):
+                _require(math.isfinite(number), f"{name} must be finite, received {number}.")
+            if isinstance(number, (int, float)) and self.low is not None:
+                good &= number > self.low if self.open_low else number >= self.low
+                if self.high is not None:
+                    good &= number < self.high if self.open_high else number <= self.high
+        _require(good, f"{name} must be {self.values()}; received {value!r}.")
+
+
+def _option(default: Any, meaning: str, **limits: Any) -> Any:
+    """A field of a configuration, with what `--help` and the checks say of it."""
+    option = Option(meaning, **limits)
+    return dataclasses.field(default=default, metadata={"option": option})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -26,13 +80,15 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_types(config: Any) -> None:
-    """Raises a ValueError for the first field whose value is not of its annotated type."""
-    for name, annotation in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
+def _check_fields(config: Any) -> None:
+    """Raises a ValueError for the first field whose value has another type or is not allowed."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        name, annotation, value = field.name, hints[field.name], getattr(config, field.name)
+        full_name = f"{type(config).__name__}.{name}"
         if annotation is float and type(value) is int:
-            object.__setattr__(config, name, float(value))
-            continue
+            value = float(value)
+            object.__setattr__(config, name, value)
         if typing.get_origin(annotation) is tuple:
             if isinstance(value, list):  # JSON has no tuples
                 value = tuple(value)
@@ -44,26 +100,9 @@ def _check_types(config: Any) -> None:
             expected = annotation.__name__
         _require(
             good,
-            f"{type(config).__name__}.{name} must be of type {expected}, "
-            f"received {value!r} ({type(value).__name__}).",
+            f"{full_name} must be of type {expected}, received {value!r} ({type(value).__name__}).",
         )
-
-
-def _check_at_least(config: Any, minimum: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(
-            value >= minimum,
-            f"{type(config).__name__}.{name} must be at least {minimum}, received {value}.",
-        )
-
-
-def _check_choice(config: Any, name: str, allowed: Iterable[str]) -> None:
-    value = getattr(config, name)
-    _require(
-        value in allowed,
-        f"{type(config).__name__}.{name} must be one of {', '.join(allowed)}; received {value!r}.",
-    )
+        field.metadata["option"].check(full_name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,59 +114,52 @@ class ModelConfig:
         not a multiple of `image_size_divisor`.
     """
 
-    image_shape: tuple[int, ...] = (32, 32, 3)  # height, width, channels; padding included
-    padding: int = 0  # border pixels on each side; the likelihood ignores them
-    likelihood: str = "logistic_mixture"
-    num_x_bits: int = 8  # bits per pixel and channel; 1 for Bernoulli images
-    num_mixture_dec: int = 10  # components of the logistic mixture
+    image_shape: tuple[int, ...] = _option(
+        (32, 32, 3), "height, width and channels, padding included", low=1, high=4096
+    )
+    padding: int = _option(
+        0, "border pixels on each side, which the likelihood ignores", low=0, high=2048
+    )
+    likelihood: str = _option("logistic_mixture", "distribution of the pixels", choices=LIKELIHOODS)
+    num_x_bits: int = _option(
+        8, "bits per pixel and channel; 1 for Bernoulli images", low=1, high=8
+    )
+    num_mixture_dec: int = _option(10, "components of the logistic mixture", low=1, high=100)
 
-    num_latent_scales: int = 1
-    num_groups_per_scale: int = 10
-    ada_groups: bool = False  # each lower resolution has half as many groups
-    min_groups_per_scale: int = 1
-    num_latent_per_group: int = 20
-    num_channels_enc: int = 32
-    num_channels_dec: int = 32
-    num_preprocess_blocks: int = 1
-    num_preprocess_cells: int = 2
-    num_postprocess_blocks: int = 1
-    num_postprocess_cells: int = 2
-    num_cell_per_cond_enc: int = 2
-    num_cell_per_cond_dec: int = 2
-    num_nf: int = 0  # pairs of autoregressive cells per group
-    use_se: bool = True
-    res_dist: bool = True
-    arch_instance: str = "res_mbconv"
+    num_latent_scales: int = _option(1, "resolutions that have latent groups", low=1, high=12)
+    num_groups_per_scale: int = _option(
+        10, "latent groups of the highest resolution", low=1, high=100
+    )
+    ada_groups: bool = _option(False, "each lower resolution has half as many groups")
+    min_groups_per_scale: int = _option(1, "least number of groups of a scale", low=1, high=100)
+    num_latent_per_group: int = _option(20, "channels of a latent group", low=1, high=1024)
+    num_channels_enc: int = _option(
+        32, "channels of the bottom-up tower at the highest resolution", low=2, high=4096
+    )
+    num_channels_dec: int = _option(
+        32, "channels of the top-down tower at the highest resolution", low=2, high=4096
+    )
+    num_preprocess_blocks: int = _option(
+        1, "halvings of the image before the first group", low=0, high=8
+    )
+    num_preprocess_cells: int = _option(2, "cells of each of them", low=1, high=100)
+    num_postprocess_blocks: int = _option(
+        1, "doublings after the last group, as many as halvings", low=0, high=8
+    )
+    num_postprocess_cells: int = _option(2, "cells of each of them", low=1, high=100)
+    num_cell_per_cond_enc: int = _option(2, "bottom-up cells of each group", low=0, high=100)
+    num_cell_per_cond_dec: int = _option(2, "top-down cells of each group", low=0, high=100)
+    num_nf: int = _option(0, "pairs of autoregressive cells per group", low=0, high=100)
+    use_se: bool = _option(True, "squeeze and excitation in the cells")
+    res_dist: bool = _option(True, "posteriors relative to their priors")
+    arch_instance: str = _option("res_mbconv", "kinds of the cells", choices=tuple(ARCHITECTURES))
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _check_fields(self)
         _require(
-            len(self.image_shape) == 3 and min(self.image_shape) >= 1,
-            "ModelConfig.image_shape must be (height, width, channels), all positive; "
+            len(self.image_shape) == 3,
+            "ModelConfig.image_shape must be (height, width, channels); "
             f"received {self.image_shape}.",
-        )
-        _check_choice(self, "likelihood", LIKELIHOODS)
-        _check_choice(self, "arch_instance", ARCHITECTURES)
-        _check_at_least(self, 0, "padding", "num_nf", "num_preprocess_blocks")
-        _check_at_least(
-            self, 0, "num_cell_per_cond_enc", "num_cell_per_cond_dec", "num_postprocess_blocks"
-        )
-        _check_at_least(
-            self,
-            1,
-            "num_x_bits",
-            "num_latent_scales",
-            "num_groups_per_scale",
-            "min_groups_per_scale",
-            "num_latent_per_group",
-            "num_preprocess_cells",
-            "num_postprocess_cells",
-            "num_mixture_dec",
-        )
-        _check_at_least(self, 2, "num_channels_enc", "num_channels_dec")
-        _require(
-            self.num_x_bits <= 8,
-            f"ModelConfig.num_x_bits must be 1 to 8, received {self.num_x_bits}.",
         )
         _require(
             self.likelihood != "bernoulli" or self.num_x_bits == 1,
@@ -241,73 +273,93 @@ class DataConfig:
     are in a sub-directory of that name.
     """
 
-    name: str = "fashion_mnist_embedded"  # also folder, idx, tfrecord, or any TFDS set
-    data_dir: str = ""  # where the files are; for TFDS, its directory (empty: its default)
-    train_split: str = "train"
-    test_split: str = "test"
-    test_fraction: float = 0.1  # share held out from a folder that has no directories for splits
-    split_seed: int = 0  # selects the pictures that are held out
-    feature: str = "image"  # name of the feature that holds the image, in TFDS and tf.Examples
-    raw_shape: tuple[int, ...] = ()  # (height, width, channels) of raw tf.Examples; empty: encoded
-    skip_corrupt: bool = False  # leave out and report pictures that cannot be read
-    crop: tuple[int, ...] = ()  # top, left, height, width in pixels; empty: the whole image
-    center_crop: bool = False  # keep the largest centred part with the model's aspect ratio
-    resize: bool = False  # to the model's image shape without padding, by area
-    flip: bool = False  # mirror a random half of the images in training
-    cache_dir: str = ""  # for images that do not fit into memory; empty: ~/.cache/nvae_tf
+    name: str = _option(
+        "fashion_mnist_embedded",
+        "fashion_mnist_embedded, folder, idx, tfrecord, or any set of TensorFlow Datasets",
+    )
+    data_dir: str = _option("", "where the files are; for TFDS, its directory (empty: its default)")
+    train_split: str = _option("train", "name of the split to train on")
+    test_split: str = _option("test", "name of the held-out split")
+    test_fraction: float = _option(
+        0.1,
+        "share held out from a folder that has no directories for splits",
+        low=0,
+        high=1,
+        open_low=True,
+        open_high=True,
+    )
+    split_seed: int = _option(
+        0, "selects the pictures that are held out", low=0, high=_LARGEST_SEED
+    )
+    feature: str = _option("image", "name of the image's feature, in TFDS and tf.Examples")
+    raw_shape: tuple[int, ...] = _option(
+        (), "height, width and channels of raw tf.Examples; empty: encoded", low=1, high=65_536
+    )
+    skip_corrupt: bool = _option(False, "leave out and report pictures that cannot be read")
+    crop: tuple[int, ...] = _option(
+        (), "top, left, height and width in pixels; empty: the whole image", low=0, high=65_536
+    )
+    center_crop: bool = _option(
+        False, "keep the largest centred part with the model's aspect ratio"
+    )
+    resize: bool = _option(False, "to the model's image shape without padding, by area")
+    flip: bool = _option(False, "mirror a random half of the images in training")
+    cache_dir: str = _option("", "for decoded images, features, …; empty: ~/.cache/nvae_tf")
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _check_fields(self)
         for name in ("name", "train_split", "test_split", "feature"):
             _require(bool(getattr(self, name)), f"DataConfig.{name} must not be empty.")
         _require(
-            len(self.crop) in (0, 4)
-            and min(self.crop[:2], default=0) >= 0
-            and min(self.crop[2:], default=1) >= 1,
+            len(self.crop) in (0, 4) and min(self.crop[2:], default=1) >= 1,
             f"DataConfig.crop must be empty or (top, left, height, width); received {self.crop}.",
         )
         _require(
-            len(self.raw_shape) in (0, 3) and min(self.raw_shape, default=1) >= 1,
-            "DataConfig.raw_shape must be empty or (height, width, channels), all positive; "
+            len(self.raw_shape) in (0, 3),
+            "DataConfig.raw_shape must be empty or (height, width, channels); "
             f"received {self.raw_shape}.",
         )
-        _require(
-            0 < self.test_fraction < 1,
-            f"DataConfig.test_fraction must be between 0 and 1, received {self.test_fraction}.",
-        )
-        _check_at_least(self, 0, "split_seed")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdaMax and its learning-rate schedule. See docs/model.md."""
 
-    learning_rate: float = 1e-2
-    learning_rate_min: float = 1e-4
-    warmup_epochs: float = 5.0
-    weight_decay: float = 3e-4  # L2 term that is added to the gradient
-    beta_1: float = 0.9
-    beta_2: float = 0.999
-    epsilon: float = 1e-3
-    clip_norm: float = 0.0  # limit of the norm of all gradients together; 0: no limit
-    ema_decay: float = 0.0  # decay of the weights' moving average for evaluation; 0: no average
+    learning_rate: float = _option(
+        1e-2, "learning rate after the warm-up", low=0, high=1000, open_low=True
+    )
+    learning_rate_min: float = _option(
+        1e-4, "learning rate at the end of the cosine", low=0, high=1000
+    )
+    warmup_epochs: float = _option(
+        5.0, "epochs in which the learning rate rises", low=0, high=1_000_000
+    )
+    weight_decay: float = _option(
+        3e-4, "factor of the L2 term that is added to the gradient", low=0, high=1
+    )
+    beta_1: float = _option(0.9, "decay of the gradient's mean", low=0, high=1, open_high=True)
+    beta_2: float = _option(
+        0.999, "decay of the gradient's largest value", low=0, high=1, open_low=True, open_high=True
+    )
+    epsilon: float = _option(1e-3, "AdaMax's epsilon", low=0, high=1, open_low=True)
+    clip_norm: float = _option(
+        0.0, "limit of the norm of all gradients together; 0: no limit", low=0, high=1e30
+    )
+    ema_decay: float = _option(
+        0.0,
+        "decay of the weights' moving average for evaluation; 0: no average",
+        low=0,
+        high=1,
+        open_high=True,
+    )
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_at_least(self, 0, "learning_rate_min", "warmup_epochs", "weight_decay", "clip_norm")
-        _require(
-            self.learning_rate > 0 and self.epsilon > 0,
-            "OptimizerConfig.learning_rate and epsilon must be positive, received "
-            f"{self.learning_rate} and {self.epsilon}.",
-        )
+        _check_fields(self)
         _require(
             self.learning_rate_min <= self.learning_rate,
             "OptimizerConfig.learning_rate_min must not exceed learning_rate, received "
             f"{self.learning_rate_min} and {self.learning_rate}.",
         )
-        for name in ("beta_1", "beta_2", "ema_decay"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"OptimizerConfig.{name} must be in [0, 1), received {value}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,44 +369,63 @@ class TrainConfig:
     See "The loss" in docs/model.md for the coefficients.
     """
 
-    epochs: int = 400
-    steps: int = 0  # optimiser steps of the whole run; 0: derived from `epochs`
-    global_batch_size: int = 32  # over all replicas and accumulation steps
-    accumulation_steps: int = 1  # parts of a batch that are computed one after the other
-    kl_anneal_portion: float = 0.3  # share of all steps in which beta rises to 1
-    kl_const_portion: float = 1e-4  # share of all steps in which beta stays at its minimum
-    weight_decay_norm: float = 1e-2  # lambda of the spectral and batch-norm regularisation
-    weight_decay_norm_anneal: bool = False
-    weight_decay_norm_init: float = 1.0  # initial lambda, if it is annealed
-    checkpoint_every: int = 1000  # steps
-    log_every: int = 100  # steps between scalar summaries
-    image_every: int = 1000  # steps between reconstructions, samples and validation
-    keep_checkpoints: int = 3  # the newest ones; the best one is kept as well
-    skip_gradient_norm: float = 0.0  # skip gradients above this multiple of the running norm
-    max_rollbacks: int = 3  # returns to the last checkpoint after a loss that was not finite
-    precision: str = "float32"
-    recompute: bool = False  # recompute cells in the backward pass instead of keeping activations
-    jit_compile: str = "none"  # what XLA compiles: batch normalisation as islands, or the step
-    seed: int = 0
-    strategy: str = "auto"
+    epochs: int = _option(400, "length of the run, if steps is 0", low=1, high=1_000_000)
+    steps: int = _option(
+        0, "optimiser steps of the whole run; 0: derived from epochs", low=0, high=_MOST_STEPS
+    )
+    global_batch_size: int = _option(
+        32, "images of a step, over all replicas and accumulation steps", low=1, high=1_000_000
+    )
+    accumulation_steps: int = _option(
+        1, "parts of a batch that are computed one after the other", low=1, high=1_000_000
+    )
+    kl_anneal_portion: float = _option(
+        0.3, "share of all steps in which beta rises to 1", low=0, high=1, open_low=True
+    )
+    kl_const_portion: float = _option(
+        1e-4, "share of all steps in which beta stays at its minimum", low=0, high=1
+    )
+    weight_decay_norm: float = _option(
+        1e-2, "lambda of the spectral and batch-norm regularisation", low=0, high=1_000_000
+    )
+    weight_decay_norm_anneal: bool = _option(False, "anneal lambda from weight_decay_norm_init")
+    weight_decay_norm_init: float = _option(
+        1.0, "initial lambda, if it is annealed", low=0, high=1_000_000
+    )
+    checkpoint_every: int = _option(1000, "steps between checkpoints", low=1, high=_MOST_STEPS)
+    log_every: int = _option(100, "steps between scalar summaries", low=1, high=_MOST_STEPS)
+    image_every: int = _option(
+        1000, "steps between reconstructions, samples and validation", low=1, high=_MOST_STEPS
+    )
+    keep_checkpoints: int = _option(
+        3, "newest checkpoints to keep, beside the best one", low=1, high=1_000_000
+    )
+    skip_gradient_norm: float = _option(
+        0.0, "skip gradients above this multiple of the running norm; 0: never", low=0, high=1e30
+    )
+    max_rollbacks: int = _option(
+        3, "returns to the last checkpoint after a loss that was not finite", low=0, high=1000
+    )
+    precision: str = _option("float32", "precision of the activations", choices=PRECISIONS)
+    recompute: bool = _option(
+        False, "recompute cells in the backward pass instead of keeping activations"
+    )
+    jit_compile: str = _option(
+        "none",
+        "what XLA compiles: batch normalisation as islands, or the step",
+        choices=COMPILATIONS,
+    )
+    seed: int = _option(
+        0, "seed of weights, noise and the order of images", low=0, high=_LARGEST_SEED
+    )
+    strategy: str = _option("auto", "devices and workers that train", choices=STRATEGIES)
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_choice(self, "strategy", STRATEGIES)
-        _check_choice(self, "precision", PRECISIONS)
-        _check_choice(self, "jit_compile", COMPILATIONS)
-        _check_at_least(self, 0, "steps", "kl_const_portion", "weight_decay_norm", "seed")
-        _check_at_least(self, 0, "max_rollbacks")
-        _check_at_least(self, 1, "epochs", "global_batch_size", "accumulation_steps")
-        _check_at_least(self, 1, "checkpoint_every", "keep_checkpoints", "log_every", "image_every")
+        _check_fields(self)
         _require(
             self.skip_gradient_norm == 0 or self.skip_gradient_norm > 1,
             "TrainConfig.skip_gradient_norm is a multiple of the running norm: it must be above 1, "
             f"or 0 for no limit; received {self.skip_gradient_norm}.",
-        )
-        _require(
-            0 < self.kl_anneal_portion <= 1,
-            f"TrainConfig.kl_anneal_portion must be in (0, 1], received {self.kl_anneal_portion}.",
         )
         _require(
             not self.weight_decay_norm_anneal
@@ -429,12 +500,26 @@ class ExperimentConfig:
             not allowed.
         """
         sections = json.loads(text)
+        if not isinstance(sections, dict) or not all(
+            isinstance(v, dict) for v in sections.values()
+        ):
+            raise ValueError(
+                "A configuration is a JSON object of sections, each of them an object."
+            )
         flat = {
             f"{section}.{name}": value
             for section, fields in sections.items()
             for name, value in fields.items()
         }
         return cls().override(flat)
+
+    def options(self) -> dict[str, Option]:
+        """Returns what every field means and allows, by dotted name."""
+        return {
+            f"{section.name}.{field.name}": field.metadata["option"]
+            for section in dataclasses.fields(self)
+            for field in dataclasses.fields(getattr(self, section.name))
+        }
 
 
 _FIELDS = tuple(ExperimentConfig().flat())

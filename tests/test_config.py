@@ -1,10 +1,11 @@
 """Configurations: derived facts, validation, round trips."""
 
 import dataclasses
+import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nvae_tf import presets
@@ -95,10 +96,10 @@ def test_unknown_preset_lists_the_known_ones():
         (ModelConfig, {"image_shape": (32, 32)}, r"\(height, width, channels\)"),
         (ModelConfig, {"num_nf": "1"}, r"num_nf must be of type int, received '1' \(str\)"),
         (ModelConfig, {"use_se": 1}, "use_se must be of type bool"),
-        (ModelConfig, {"num_nf": -1}, "num_nf must be at least 0, received -1"),
+        (ModelConfig, {"num_nf": -1}, "num_nf must be 0 to 100; received -1"),
         (ModelConfig, {"likelihood": "gauss"}, "bernoulli, logistic_mixture, normal"),
         (ModelConfig, {"likelihood": "bernoulli"}, "num_x_bits must be 1, received 8"),
-        (ModelConfig, {"num_x_bits": 9}, "1 to 8, received 9"),
+        (ModelConfig, {"num_x_bits": 9}, "1 to 8; received 9"),
         (ModelConfig, {"arch_instance": "resnet"}, "res_mbconv.*received 'resnet'"),
         (ModelConfig, {"num_postprocess_blocks": 2}, "must be equal.*1 and 2"),
         (ModelConfig, {"padding": 16}, "leaves nothing"),
@@ -109,21 +110,68 @@ def test_unknown_preset_lists_the_known_ones():
         ),
         (DataConfig, {"crop": (1, 2)}, r"\(top, left, height, width\)"),
         (DataConfig, {"name": ""}, "must not be empty"),
-        (OptimizerConfig, {"learning_rate": 0.0}, "must be positive"),
+        (OptimizerConfig, {"learning_rate": 0.0}, r"in \(0, 1000\]; received 0.0"),
         (OptimizerConfig, {"learning_rate_min": 1.0}, "must not exceed"),
-        (OptimizerConfig, {"beta_2": 1.0}, r"in \[0, 1\), received 1.0"),
+        (OptimizerConfig, {"beta_2": 1.0}, r"in \(0, 1\); received 1.0"),
         (TrainConfig, {"strategy": "tpu"}, "mirrored, multi_worker; received 'tpu'"),
         (TrainConfig, {"precision": "float64"}, "mixed_bfloat16; received 'float64'"),
         (TrainConfig, {"skip_gradient_norm": 0.5}, "above 1, or 0 for no limit; received 0.5"),
-        (TrainConfig, {"accumulation_steps": 0}, "at least 1, received 0"),
+        (TrainConfig, {"accumulation_steps": 0}, "1 to 1,000,000; received 0"),
         (TrainConfig, {"kl_anneal_portion": 0.0}, r"in \(0, 1\]"),
-        (TrainConfig, {"global_batch_size": 0}, "at least 1, received 0"),
+        (TrainConfig, {"global_batch_size": 0}, "1 to 1,000,000; received 0"),
     ],
 )
 def test_what_is_not_allowed_is_named(config_class, changes, message):
     options = {"num_latent_scales": 5} if "image_shape" in changes else {}
     with pytest.raises(ValueError, match=message):
         config_class(**options, **changes)
+
+
+FLOATS = [name for name, value in ExperimentConfig().flat().items() if isinstance(value, float)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", FLOATS)
+def test_numbers_are_finite(name, value):
+    with pytest.raises(ValueError, match=rf"{name.partition('.')[2]} must be finite"):
+        ExperimentConfig().override({name: value})
+
+
+@pytest.mark.parametrize("name", ExperimentConfig().flat())
+def test_every_number_has_bounds(name):
+    default, option = ExperimentConfig().flat()[name], ExperimentConfig().options()[name]
+    assert option.meaning
+    if isinstance(default, (int, float, tuple)) and not isinstance(default, bool):
+        many = isinstance(default, tuple)
+        for outside in (option.low - 1, 2 * option.high + 1):
+            value = (int(outside),) * max(len(default), 4) if many else type(default)(outside)
+            with pytest.raises(ValueError, match=f"{name.partition('.')[2]} must be"):
+                ExperimentConfig().override({name: value})
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"model": 3}', "{", '{"model": {"num_nf": null}}'])
+def test_json_of_another_shape(text):
+    with pytest.raises(ValueError, match=r".+"):
+        ExperimentConfig.from_json(text)
+
+
+VALUES = st.one_of(
+    st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.none(),
+    st.lists(st.integers(-5, 10**6), max_size=4), st.sampled_from([1e308, 10**12, -1, 0, 1, 2]),
+)  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from(list(ExperimentConfig().flat())), VALUES, max_size=4))
+def test_any_configuration_is_clear(changes):
+    try:
+        config = ExperimentConfig().override(changes)
+    except ValueError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+    else:
+        assert ExperimentConfig.from_json(config.to_json()) == config
+        assert 1 <= config.model.num_groups <= 1200
+        assert math.prod(config.model.image_shape) <= 4096**3
 
 
 def test_override_changes_only_what_it_names():

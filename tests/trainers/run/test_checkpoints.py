@@ -165,8 +165,8 @@ def test_a_stop_request_ends_the_run_with_a_checkpoint(tmp_path, monkeypatch, ca
     monkeypatch.setattr(experiment, "StopRequest", AlreadyAsked)
     workdir = Workdir(tmp_path / "run")
     train(small_experiment_config(checkpoint_every=4), workdir)
-    assert "Stopped after step 1. The same command goes on" in capsys.readouterr().out
-    assert workdir.latest_checkpoint().endswith("-1")
+    assert "Stopped after step 2. The same command goes on" in capsys.readouterr().out
+    assert workdir.latest_checkpoint().endswith("-2")  # a step's metrics are read after the next
     assert not os.path.exists(workdir.evaluation)
 
 

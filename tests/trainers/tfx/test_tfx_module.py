@@ -97,7 +97,7 @@ def test_preset_overrides_hyperparameters_and_steps(trained):
     assert config.model == small_experiment_config().model  # from the overrides
     assert config.optimizer.learning_rate == 5e-3  # from the hyperparameters
     assert config.train.seed == 9  # from there, and not from the overrides
-    assert config.optimizer.warmup_epochs == 0.5  # from the preset
+    assert config.optimizer.warmup_epochs == 0.2  # from the preset
     assert config.train.steps == 3  # from the Trainer: neither 50 nor 40
 
 
