@@ -30,7 +30,6 @@ setup(
         "matplotlib>=3.7",
         "numpy>=1.26",
         "pillow>=10.0",
-        "psutil>=5.9",
         "tensorboard",
         "tensorflow>=2.16,<2.22",
         "tensorflow-datasets>=4.9.3",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -51,7 +52,8 @@ def publish(
       The version's directory.
 
     Raises:
-      WorseModelError: if `check_blessing` refuses the model. Nothing is written then.
+      WorseModelError: if `check_finite` or `check_blessing` refuses the model. Nothing is written
+        then.
       ValueError: if `keep_versions` is below 1.
       NotADirectoryError: if the base is a file.
     """
@@ -64,11 +66,13 @@ def publish(
     with _publishing_lock(base):
         _remove_leftovers(base)
         present = versions(base)
-        newest = max(present, default=0)
-        if present and not allow_worse:
-            check_blessing(manifest, present[newest])
-        path = os.path.join(base, str(newest + 1))
-        unfinished = os.path.join(base, f"{_UNFINISHED}{newest + 1}")
+        if not allow_worse:
+            check_finite(manifest)
+            if present:
+                check_blessing(manifest, present[max(present)])
+        version = max(_numbers(base), default=0) + 1  # a name that nothing else has
+        path = os.path.join(base, str(version))
+        unfinished = os.path.join(base, f"{_UNFINISHED}{version}")
         try:
             write_saved_model(model, unfinished, manifest)
             os.rename(unfinished, path)
@@ -80,31 +84,47 @@ def publish(
 
 
 def versions(base: str | os.PathLike) -> dict[int, str]:
-    """Returns the directories of all versions by number, in ascending order."""
-    found = {
-        int(name): os.path.join(base, name)
-        for name in os.listdir(base)
-        if re.fullmatch("[0-9]+", name)
+    """Returns the directories of all versions by number, in ascending order.
+
+    Files and links are no versions, whatever their names.
+    """
+    paths = {number: os.path.join(base, name) for number, name in _numbers(base).items()}
+    real = {
+        n: path for n, path in paths.items() if os.path.isdir(path) and not os.path.islink(path)
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(real.items()))
+
+
+def _numbers(base: str | os.PathLike) -> dict[int, str]:
+    return {int(name): name for name in os.listdir(base) if re.fullmatch("[0-9]+", name)}
+
+
+def check_finite(manifest: Manifest) -> None:
+    """Raises a WorseModelError if the model was evaluated and the result is not finite."""
+    ours = manifest.metrics.get(METRIC, 0.0)
+    if not math.isfinite(ours):
+        raise WorseModelError(
+            f"The new model has {ours} bits per dim (step {manifest.step}): its weights are of no "
+            "use. Publish it nevertheless with --allow_worse."
+        )
 
 
 def check_blessing(manifest: Manifest, served: str | os.PathLike) -> None:
     """Compares the validation bits per dimension of a new model with those of the served one.
 
-    Equal values pass. If the served model's manifest has no bits per dimension, every model
-    passes.
+    Equal values pass. If the served model's manifest has no bits per dimension, or none that are
+    finite, every model passes.
 
     Args:
       manifest: The new model's manifest.
       served: Directory of the SavedModel that is being served.
 
     Raises:
-      WorseModelError: if the new model has more bits per dimension, was not evaluated, or has
-        another image format.
+      WorseModelError: if the new model has more bits per dimension, was not evaluated, has another
+        image format, or was evaluated on other images.
     """
     other = read_manifest(served)
-    if other is None or METRIC not in other.metrics:
+    if other is None or not math.isfinite(other.metrics.get(METRIC, math.nan)):
         return
     advice = "Publish it nevertheless with --allow_worse."
     theirs = other.metrics[METRIC]
@@ -118,6 +138,11 @@ def check_blessing(manifest: Manifest, served: str | os.PathLike) -> None:
         raise WorseModelError(
             f"{compared}, and there is no evaluation of step {manifest.step} to compare with it. "
             f"Run nvae-evaluate on the same workdir and checkpoint first. {advice}"
+        )
+    if _images(manifest) != _images(other):
+        raise WorseModelError(
+            f"{compared} on {_images(other)}, the new one was evaluated on {_images(manifest)}. "
+            f"They do not compare. Run nvae-evaluate on the same images first. {advice}"
         )
     ours = manifest.metrics[METRIC]
     if not ours <= theirs:  # true for NaN as well
@@ -149,12 +174,24 @@ def _remove_leftovers(base: str) -> None:
     """Removes unfinished directories. Their publishers were killed, because the lock is ours."""
     for name in os.listdir(base):
         if name.startswith((_UNFINISHED, _REMOVED)):
-            shutil.rmtree(os.path.join(base, name))
+            _remove(os.path.join(base, name))
+
+
+def _remove(path: str) -> None:
+    """Removes a directory. One that cannot be removed is in nobody's way, so that is a warning."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        logging.warning("Could not remove %s: %s", path, error)
 
 
 def _remove_old(base: str, keep: int) -> None:
     for number, path in list(versions(base).items())[:-keep]:
         # Under its own name the version would be visible while its files are removed.
         removed = os.path.join(base, f"{_REMOVED}{number}")
-        os.rename(path, removed)
-        shutil.rmtree(removed)
+        try:
+            os.rename(path, removed)
+        except OSError as error:
+            logging.warning("Could not remove version %d: %s", number, error)
+            continue
+        _remove(removed)

@@ -20,7 +20,7 @@ LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 COMPILATIONS = ("none", "islands", "step")
-_LARGEST_SEED = 2**31 - 1
+_LARGEST_SEED = 2**32 - 1  # NumPy's
 _MOST_STEPS = 1_000_000_000
 
 

@@ -2,6 +2,13 @@
 
 from nvae_tf.data.pipeline import evaluation_batches, preprocess, training_batches
 from nvae_tf.data.sources import load_images
-from nvae_tf.data.storage import cache_directory
+from nvae_tf.data.storage import cache_directory, describe
 
-__all__ = ["cache_directory", "evaluation_batches", "load_images", "preprocess", "training_batches"]
+__all__ = [
+    "cache_directory",
+    "describe",
+    "evaluation_batches",
+    "load_images",
+    "preprocess",
+    "training_batches",
+]

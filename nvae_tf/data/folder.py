@@ -26,9 +26,10 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
     """Opens the pictures of a split, in the order of their paths.
 
     If `data.data_dir` has a sub-directory with the split's name, the pictures below it are the
-    split. If it has a sub-directory for neither the training nor the test split, a share of
+    split. If it has a sub-directory for neither the training nor the test split, a share of about
     `data.test_fraction` of all pictures becomes the test split. A picture's path and
-    `data.split_seed` decide whether it belongs to that share.
+    `data.split_seed` alone decide whether it belongs to that share; only if that leaves a split
+    empty, one picture goes there.
 
     Raises:
       ValueError: if the directory or the split does not exist or has no pictures.
@@ -86,12 +87,16 @@ def _pictures_below(directory: str) -> list[str]:
 
 
 def _share(paths: list[str], root: str, data: DataConfig, split: str) -> list[str]:
-    def rank(path: str) -> bytes:
+    def rank(path: str) -> float:
         name = os.path.relpath(path, root)
-        return hashlib.sha256(f"{data.split_seed}/{name}".encode(errors="surrogateescape")).digest()
+        key = f"{data.split_seed}/{name}".encode(errors="surrogateescape")
+        return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64
 
     if len(paths) < 2:
         raise ValueError(f"{root!r} has a single picture: too few for two splits.")
-    count = min(max(1, round(data.test_fraction * len(paths))), len(paths) - 1)
-    test = set(sorted(paths, key=rank)[:count])
+    # By itself, so that more pictures never move a held-out one to those to train on.
+    test = {path for path in paths if rank(path) < data.test_fraction}
+    if not 0 < len(test) < len(paths):
+        by_rank = sorted(paths, key=rank)
+        test = {by_rank[0]} if not test else set(by_rank[:-1])
     return [path for path in paths if (path in test) == (split == data.test_split)]

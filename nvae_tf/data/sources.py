@@ -34,7 +34,7 @@ _LISTED = 5  # images whose names the log gives if some were left out
 def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
     """Loads the images of a split, cropped and resized to the model's shape without padding.
 
-    Images that do not fit into memory are decoded once into a file, which is then mapped.
+    Many images are decoded once into a file, which is then mapped.
 
     Args:
       data: The data set, and how its images are cropped and resized.
@@ -42,7 +42,7 @@ def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
       split: `data.train_split`, `data.test_split` or another split of the data set.
 
     Returns:
-      (N, H, W, C) uint8; an `np.memmap` if the images do not fit into memory.
+      (N, H, W, C) uint8; an `np.memmap` if there are many.
 
     Raises:
       ValueError: if the data set or the split is unknown or cannot be obtained, if an image does

@@ -202,7 +202,8 @@ class LikelihoodEvaluator:
             np.concatenate(v)[:num_iw_samples] for v in zip(*draws)
         )
         log_weights = log_ratio.astype(np.float64) - reconstruction
-        bound = math.log(num_iw_samples) - np.logaddexp.reduce(log_weights, axis=0)
+        with np.errstate(invalid="ignore"):  # what is not finite is the caller's to judge
+            bound = math.log(num_iw_samples) - np.logaddexp.reduce(log_weights, axis=0)
         return np.mean(reconstruction, axis=0), np.mean(kl, axis=0), bound
 
 

@@ -84,11 +84,21 @@ class Evaluation:
         )
 
     def measure_likelihood(self, num_iw_samples: int) -> ImageLikelihoods:
-        """Computes the -ELBO and the importance-weighted bound of all images."""
+        """Computes the -ELBO and the importance-weighted bound of all images.
+
+        Raises:
+          ValueError: A bound is not finite.
+        """
         evaluator = LikelihoodEvaluator(self._model)
         with _bar("likelihood", len(self._images)) as bar:
             self._likelihoods = evaluator.per_image(
                 self._batches(), num_iw_samples, self._seed, after_batch=bar.update
+            )
+        wrong = int(np.sum(~np.isfinite(self._likelihoods.negative_elbo)))
+        if wrong:
+            raise ValueError(
+                f"The -ELBO of {wrong} of {len(self._images)} images is not finite: the weights of "
+                "this checkpoint are of no use."
             )
         return self._likelihoods
 

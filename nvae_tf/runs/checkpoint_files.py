@@ -6,11 +6,12 @@ as `model/stem/kernel` or `momentum/stem/kernel`. `tf.train.load_checkpoint` rea
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ import tensorflow as tf
 MODEL, AVERAGE = "model", "average"  # the parts that a model can be loaded from
 _LAYOUT = "layout"
 _INDEX = re.compile(r"ckpt-(\d+)\.index")
+_DATA = re.compile(r"ckpt-(\d+)\.data-.*")
 # What TensorFlow leaves behind when it is killed while it saves.
 _LEFTOVERS = ("*_temp", "*.tempstate*")
 
@@ -92,17 +94,50 @@ def clear_leftovers(directory: str) -> None:
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
+def without_index(directory: str) -> list[str]:
+    """Returns the path prefixes of a directory's checkpoints of which only the data is there."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    found = sorted({int(match[1]) for name in names if (match := _DATA.fullmatch(name))})
+    prefixes = [os.path.join(directory, f"ckpt-{step}") for step in found]
+    return [prefix for prefix in prefixes if not os.path.exists(f"{prefix}.index")]
+
+
+def set_aside(prefix: str) -> None:
+    """Renames a damaged checkpoint's files, so that nothing takes it for one that can be read."""
+    directory, name = os.path.split(prefix)
+    for path in glob.glob(glob.escape(prefix) + ".*"):
+        os.replace(path, os.path.join(directory, f"damaged-{name}{path.removeprefix(prefix)}"))
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint whose files are not whole."""
+
+
 class CheckpointReader:
     """Reads values by name out of a checkpoint.
 
     Args:
       prefix: The path prefix of the checkpoint's files.
+
+    Raises:
+      DamagedCheckpointError: The files are not whole; `read` raises it as well.
     """
 
     def __init__(self, prefix: str):
         self.prefix = prefix
-        self._reader = tf.train.load_checkpoint(prefix)
-        self._shapes = self._reader.get_variable_to_shape_map()
+        with self._damage():
+            self._reader = tf.train.load_checkpoint(prefix)
+            self._shapes = self._reader.get_variable_to_shape_map()
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (tf.errors.OpError, RuntimeError, IndexError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DamagedCheckpointError(
+                f"The checkpoint {self.prefix!r} is damaged: {reason}."
+            ) from error
 
     def has_part(self, part: str) -> bool:
         """Returns whether there are values of a part of the state, such as `"average"`."""
@@ -110,7 +145,8 @@ class CheckpointReader:
 
     def read(self, name: str) -> np.ndarray:
         """Reads the value of that name."""
-        return self._reader.get_tensor(name)
+        with self._damage():
+            return self._reader.get_tensor(name)
 
     def check_names(self, expected: Iterable[str], parts: Iterable[str]) -> None:
         """Checks that all values are there, and that these parts of the state have no others.

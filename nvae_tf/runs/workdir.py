@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from absl import logging
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import write_atomically
@@ -11,6 +18,8 @@ from nvae_tf.runs.checkpoint_files import newest_checkpoint
 
 CHECKPOINTS = ("latest", "best")
 _CONFIG = "config.json"
+_IMAGES = "images.json"
+_LOCK = ".lock"
 # What may change from one start of a run to the next: how long it goes on, what it writes, where.
 _CHANGEABLE = (
     "data.cache_dir",
@@ -72,6 +81,65 @@ class Workdir:
             raise FileNotFoundError(f"{self.path!r} is not the workdir of a run: no {_CONFIG}.")
         with open(self / _CONFIG, encoding="utf-8") as file:
             return ExperimentConfig.from_json(file.read())
+
+    def check_usable(self) -> None:
+        """Raises an OSError if the directory is something else, or cannot be created or written."""
+        place = os.path.abspath(self.path)
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if not os.path.isdir(place):
+            raise NotADirectoryError(f"--workdir={self.path}: {place!r} is not a directory.")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(f"--workdir={self.path}: {place!r} cannot be written.")
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """A scope in which no other process trains here.
+
+        The system ends it with the process, however that ends.
+
+        Raises:
+          ValueError: Another process trains here.
+        """
+        os.makedirs(self.path, exist_ok=True)
+        with open(self / _LOCK, "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ValueError(
+                    f"Another process trains in {self.path!r} already ({file.read(200).strip()}). "
+                    "Stop it first, or choose another --workdir."
+                ) from None
+            except OSError as error:
+                logging.warning("No other process may train in %s: %s", self.path, error)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+
+    def check_images(self, images: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raises a ValueError unless the run's images are those that it started with.
+
+        Args:
+          images: A description for each split, from `nvae_tf.data.describe`.
+        """
+        if not os.path.exists(self / _IMAGES):
+            return
+        with open(self / _IMAGES, encoding="utf-8") as file:
+            before = json.load(file)
+        for split, now in images.items():
+            if before.get(split) != now:
+                raise ValueError(
+                    f"The images of the split {split!r} are not those that the run in "
+                    f"{self.path!r} started with: {before.get(split)} then, {dict(now)} now. A "
+                    "held-out picture must not become one to train on. Bring the old images "
+                    "back, or start another run (--init_from takes the weights along)."
+                )
+
+    def write_images(self, images: Mapping[str, Mapping[str, Any]]) -> None:
+        """Writes what `check_images` compares."""
+        write_atomically(self / _IMAGES, json.dumps(images, indent=2) + "\n")
 
     def write_config(self, config: ExperimentConfig) -> None:
         """Creates the directory, if need be, and writes the configuration."""

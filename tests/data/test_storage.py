@@ -1,9 +1,8 @@
-"""Images that do not fit into memory."""
+"""Images that are decoded once, into a file."""
 
 import os
 
 import numpy as np
-import psutil
 import pytest
 
 from nvae_tf import DataConfig, presets
@@ -14,8 +13,7 @@ CONFIG = presets.get("quickstart").override({"train.global_batch_size": 8})
 
 @pytest.fixture
 def no_memory(monkeypatch):
-    memory = psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(storage.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(storage, "_IN_MEMORY", 500)
 
 
 def test_a_mapped_file_gives_the_same_batches(no_memory, tmp_path):
@@ -49,3 +47,12 @@ def test_nothing_is_left_of_a_read_that_failed(no_memory, tmp_path):
         storage.store(broken, 1000, (4, 4, 1), str(tmp_path), "name")
     assert not os.listdir(tmp_path)
     assert storage.store(lambda: [], 1000, (4, 4, 1), str(tmp_path), "name").shape == (0, 4, 4, 1)
+
+
+def test_descriptions_tell_images_apart():
+    images = np.random.default_rng(0).integers(256, size=(3000, 2, 2, 1), dtype=np.uint8)
+    description = storage.describe(images)
+    assert description == storage.describe(images.copy()) and description["images"] == 3000
+    assert storage.describe(images[:-1]) != description
+    assert storage.describe(images[::-1])["sha256"] != description["sha256"]
+    assert storage.describe(images[:1])["images"] == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import random
 import shutil
@@ -284,3 +285,41 @@ def test_a_reader_never_sees_a_broken_version(tmp_path):
     assert len(versions(tmp_path)) == 10
     for path in versions(tmp_path).values():
         load_and_ask(path)
+
+
+def test_files_and_links_are_no_versions(stand_in, tmp_path):
+    (tmp_path / "1").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "3").symlink_to(tmp_path / "elsewhere")
+    assert publish(None, tmp_path, manifest()) == str(tmp_path / "4")
+    assert publish(None, tmp_path, manifest(), keep_versions=1) == str(tmp_path / "5")
+    assert list(versions(tmp_path)) == [5] and (tmp_path / "3").is_symlink()
+
+
+def test_a_version_that_cannot_be_removed_is_a_warning(stand_in, tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise PermissionError("not yours")
+
+    publish(None, tmp_path, manifest())
+    (tmp_path / f"{publishing._REMOVED}9").mkdir()
+    monkeypatch.setattr(publishing.os, "rmdir", refuse)
+    assert publish(None, tmp_path, manifest(), keep_versions=1) == str(tmp_path / "2")
+    assert list(versions(tmp_path)) == [2]
+    assert "Could not remove" in caplog.text and "not yours" in caplog.text
+
+
+@pytest.mark.parametrize("bits", [math.nan, math.inf])
+def test_what_is_not_finite_is_neither_published_nor_in_the_way(stand_in, tmp_path, bits):
+    with pytest.raises(WorseModelError, match=f"has {bits} bits per dim"):
+        publish(None, tmp_path, manifest(bits))
+    assert not names(tmp_path)
+    publish(None, tmp_path, manifest(bits), allow_worse=True)
+    assert publish(None, tmp_path, manifest(5.0)) == str(tmp_path / "2")
+
+
+def test_evaluations_on_other_images_do_not_compare(stand_in, tmp_path):
+    publish(None, tmp_path, manifest(0.5))
+    fewer = manifest(0.4)
+    fewer.metrics["num_images"] = 8
+    with pytest.raises(WorseModelError, match="on 9 images of 'test'.*on 8 images of 'test'"):
+        publish(None, tmp_path, fewer)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data import load_images, training_batches
+from nvae_tf.data import describe, load_images, training_batches
 from nvae_tf.model.stacks import read_values
 from nvae_tf.runs.checkpoint_files import checkpoint_step
 from nvae_tf.runs.load import TrainedModel
@@ -42,19 +43,31 @@ def train(
       init_from: A trained model whose weights the run starts with, unless it has started already.
 
     Raises:
-      ValueError: The workdir holds another run, the images or `init_from` do not fit, or the steps
-        to trace are not among those to come; nothing is created.
+      OSError: The workdir cannot be one.
+      ValueError: The workdir holds another run, or this one with other images, or another process
+        trains there, the images or `init_from` do not fit, or the steps to trace are not among
+        those to come; nothing is created.
       DivergedError: The loss is not finite any more, and going back did not help.
     """
+    workdir.check_usable()
     workdir.check_config(config)
     if init_from:
         init_from.check_same_model(config)
     strategy = make_strategy(config.train.strategy)
     images = load_images(config.data, config.model, config.data.train_split)
     test_images = load_images(config.data, config.model, config.data.test_split)
+    described = {
+        config.data.train_split: describe(images),
+        config.data.test_split: describe(test_images),
+    }
+    workdir.check_images(described)
     check_profile_steps(profile_steps, workdir, total_steps(config, len(images)))
     run = _Run(config, workdir, strategy, images, test_images, profile_steps)
-    with StopRequest() as stop:
+    with contextlib.ExitStack() as scope:
+        if is_chief(strategy):
+            scope.enter_context(workdir.training())
+            workdir.write_images(described)
+        stop = scope.enter_context(StopRequest())
         try:
             if not run.start(init_from):
                 return
@@ -136,6 +149,7 @@ class _Run:
         """Restores or initialises; returns whether there is anything left to do."""
         trainer = self._trainer
         restored = self._checkpointer.restore()
+        trainer.check_agreement()
         total = trainer.total_steps
         if self.step >= total and self._workdir.evaluated_step() == self.step:
             self.say(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 
@@ -24,7 +25,7 @@ from nvae_tf.runs.workdir import Workdir
 from nvae_tf.training.metrics import StepMetrics
 from nvae_tf.training.objective import bits_per_dimension
 from trainers.run.memory import peak_memory
-from trainers.run.trainer import Trainer
+from trainers.run.trainer import DivergedError, Trainer
 from trainers.summaries import EXAMPLES, Speed, Summaries, group_name
 
 _VALIDATION_IMAGES = 1000  # at most, during training
@@ -116,7 +117,11 @@ class Progress:
         self._summaries.log_step(step, metrics, Speed(rate, waiting))
 
     def validate(self, step: int) -> float:
-        """Evaluates some held-out images and shows pictures; returns the -ELBO in nats."""
+        """Evaluates some held-out images and shows pictures; returns the -ELBO in nats.
+
+        Raises:
+          DivergedError: It is not finite.
+        """
         result = self._evaluate(self._test_images[:_VALIDATION_IMAGES], step, self._evaluator)
         self._summaries.flush()
         self._write(
@@ -151,6 +156,8 @@ class Progress:
         batch = self._trainer.replica_batch
         batches = evaluation_batches(images, self._trainer.config.model, batch)
         result = evaluator.evaluate(batches)
+        if not math.isfinite(result.negative_elbo):
+            raise DivergedError(f"The -ELBO of held-out images was not finite after step {step}")
         self._summaries.log_validation(step, result)
         self._summaries.log_pictures(step)
         self._model.release()
@@ -168,6 +175,9 @@ class Progress:
         """Evaluates the finished model on all test images, prints and writes the result.
 
         It does so in float32, as the other programs do, whatever the precision of the training was.
+
+        Raises:
+          DivergedError: The result is not finite; nothing is written.
         """
         evaluator = self._evaluator
         if self._trainer.config.train.precision != "float32":

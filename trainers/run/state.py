@@ -91,6 +91,14 @@ class TrainState(tf.Module):
         """Reads what evaluations use: `model_values`, with the average of the weights if any."""
         return (self.average or self.weights).by_path() | self.statistics.by_path()
 
+    def first_not_finite(self) -> str | None:
+        """Returns the path of the first weight or moving average with a value that is not."""
+        parts = [self.weights, self.statistics, *([self.average] if self.average else [])]
+        if all(tf.reduce_all(tf.math.is_finite(v)) for part in parts for v in part.values()):
+            return None
+        values = {path: v for part in parts for path, v in part.by_path().items()}
+        return next(p for p, v in values.items() if not tf.reduce_all(tf.math.is_finite(v)))
+
     def read(self) -> Reading:
         """Reads what the gradients of the next step depend on; a replica reads its own copy."""
         return Reading(
@@ -145,7 +153,8 @@ class TrainState(tf.Module):
         """Takes everything from a checkpoint. One of weights alone leaves the rest at its start.
 
         Raises:
-          ValueError: The checkpoint does not hold exactly this state; nothing has changed.
+          ValueError: The checkpoint does not hold exactly this state, or is damaged; nothing has
+        changed.
         """
         reader.check_layout(self._variables_of_model)
         parts, scalars = self._parts(), self._scalars()
@@ -154,11 +163,13 @@ class TrainState(tf.Module):
             parts, scalars = {MODEL: parts[MODEL]}, {}
         names = [f"{part}/{path}" for part, ms in parts.items() for m in ms for path in m.paths]
         reader.check_names([*scalars, *names], parts)
+        # All is read before anything changes, for some of it may be damaged.
+        values = {name: reader.read(name) for name in [*scalars, *names]}
         for part, modules in parts.items():
             for module in modules:
-                values = {path: reader.read(f"{part}/{path}") for path in module.paths}
-                module.assign(module.layout.join(values))
+                own = {path: values[f"{part}/{path}"] for path in module.paths}
+                module.assign(module.layout.join(own))
         for name, variable in scalars.items():
-            variable.assign(reader.read(name))
+            variable.assign(values[name])
         if weights_alone and self.average:
             self.average.assign(self.weights.values())

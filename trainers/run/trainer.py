@@ -125,6 +125,25 @@ class Trainer:
         seed = (self.config.train.seed, 0)
         self.state.replace_weights(self.model.data_dependent_values(images, seed, values))
 
+    def check_agreement(self) -> None:
+        """Raises a ValueError unless all workers have done the same number of steps."""
+        replicas, own = self.strategy.num_replicas_in_sync, self.state.steps_done
+        if replicas == 1 or self._group:
+            return  # a single process
+
+        @tf.function(autograph=False)
+        def total() -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce("sum", tf.constant(own, tf.int64))
+
+        if int(self.strategy.experimental_local_results(self.strategy.run(total))[0]) != (
+            replicas * own
+        ):
+            raise ValueError(
+                f"The workers have not restored the same step; this one is at {own}. All of them "
+                "need the same workdir."
+            )
+
     def distribute(self, dataset: tf.data.Dataset) -> tf.distribute.DistributedDataset:
         """Returns the dataset of global batches in parts, each split over the replicas."""
         parts = self.config.train.accumulation_steps

@@ -1,6 +1,7 @@
 """What checkpoints hold, which are kept, and how a run comes back from a divergence."""
 
 import ast
+import glob
 import os
 import types
 
@@ -328,3 +329,65 @@ def test_values_come_back_by_name_whatever_their_place(saved):
         assert ours.keys() == theirs.keys()
         for path, value in ours.items():
             np.testing.assert_array_equal(value, theirs[path], err_msg=path)
+
+
+def damage(prefix, how):
+    index, (data,) = f"{prefix}.index", glob.glob(f"{prefix}.data-*")
+    if how == "no index":
+        os.remove(index)
+    else:
+        path, size = {"index": (index, 40), "empty": (index, 0), "data": (data, 100)}[how]
+        os.truncate(path, size)
+
+
+@pytest.mark.parametrize("how", ["no index", "index", "empty", "data"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, how):
+    workdir = Workdir(tmp_path)
+    trainer, checkpointer = make(workdir)
+    run(trainer, 1)
+    checkpointer.save()
+    expected = everything(trainer)
+    run(trainer, 1)
+    checkpointer.save()
+    damage(f"{workdir.checkpoints}/ckpt-2", how)
+    restored, other = make(workdir)
+    assert other.restore() and restored.state.steps_done == 1
+    assert "ckpt-1, not" in caplog.text and "ckpt-2" in caplog.text
+    for a, b in zip(everything(restored), expected):
+        np.testing.assert_array_equal(a, b)
+    # It counts no more, or it would drive the good ones out.
+    other.clear_leftovers()
+    run(restored, 1)
+    other.save()
+    assert workdir.latest_checkpoint().endswith("ckpt-2")
+    assert make(workdir)[1].restore()
+
+
+@pytest.mark.parametrize("how", ["no index", "index", "empty", "data"])
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path, how):
+    workdir = Workdir(tmp_path)
+    trainer, checkpointer = make(workdir)
+    checkpointer.save()
+    damage(workdir.latest_checkpoint(), how)
+    before = everything(trainer)
+    with pytest.raises(ValueError, match=r"ckpt-0: .*(damaged|no index).*another --workdir"):
+        checkpointer.restore()
+    for a, b in zip(everything(trainer), before):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_with_logs_but_no_checkpoints_does_not_start_over(tmp_path):
+    workdir = Workdir(tmp_path)
+    os.makedirs(workdir.tensorboard)
+    with pytest.raises(ValueError, match="has logs, but its checkpoints are gone"):
+        make(workdir)[1].restore()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    workdir = Workdir(tmp_path)
+    trainer, checkpointer = make(workdir)
+    bias = trainer.model.image_head.bias
+    trainer.state.replace_weights({bias.path: tf.fill(bias.shape, np.inf)})
+    with pytest.raises(DivergedError, match=f"not finite after step 0.*{bias.path}"):
+        checkpointer.save()
+    assert workdir.latest_checkpoint() is None

@@ -12,10 +12,11 @@ from nvae_tf.data import evaluation_batches, load_images
 from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
+from trainers.run import experiment
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.experiment import train
 from trainers.run.strategies import make_strategy
-from trainers.run.trainer import Trainer
+from trainers.run.trainer import DivergedError, Trainer
 from trainers.summaries.event_files import read_scalars
 
 
@@ -149,3 +150,37 @@ def test_the_last_evaluation_is_in_float32(tmp_path):
     expected = LikelihoodEvaluator(nvae_tf.load_model(workdir.path)).evaluate(batches)
     assert reported == pytest.approx(expected.negative_elbo, rel=1e-6)
     assert nvae_tf.load_model(workdir.path).compute_dtype == "float32"
+
+
+def test_one_process_trains_in_a_workdir(finished):
+    wanted = rf"Another process trains.*process {os.getpid()} on"
+    with finished.training(), pytest.raises(ValueError, match=wanted):
+        train(tiny_experiment_config(steps=8), finished)
+    with finished.training():  # the lock ends with its scope
+        pass
+
+
+def test_other_images_are_refused(finished, monkeypatch):
+    config = finished.read_config()
+    images = load_images(config.data, config.model, "train")
+    monkeypatch.setattr(experiment, "load_images", lambda *_: images[1:])
+    with pytest.raises(ValueError, match="split 'train' are not those that the run.*started with"):
+        train(tiny_experiment_config(steps=8), finished)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_workdir_that_cannot_be_one_is_refused_first(tmp_path, monkeypatch, place):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(experiment, "load_images", None)  # it does not come so far
+    with pytest.raises(NotADirectoryError, match="file' is not a directory"):
+        train(tiny_experiment_config(), Workdir(tmp_path / place))
+
+
+def test_a_run_that_is_not_finite_has_no_result(tmp_path):
+    wild = {"optimizer.learning_rate": 1000.0, "optimizer.warmup_epochs": 0.0}
+    config = tiny_experiment_config(steps=3, max_rollbacks=0).override(wild)
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(DivergedError, match="not finite"):
+        train(config, workdir)
+    assert workdir.latest_checkpoint().endswith("-0")
+    assert not os.path.exists(workdir.evaluation)
