@@ -64,15 +64,15 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "nvae-train=trainers.train:run",
-            "nvae-evaluate=trainers.evaluate:run",
-            "nvae-sample=trainers.sample:run",
-            "nvae-latents=trainers.latents:run",
-            "nvae-export=export.export_model:run",
-            "nvae-client=export.client:run",
-            "nvae-model-card=trainers.model_card:run",
-            "nvae-save-preset=trainers.save_preset:run",
-            "nvae-import-nvlabs=trainers.import_nvlabs:run",
+            "nvae-train=trainers.start:train",
+            "nvae-evaluate=trainers.start:evaluate",
+            "nvae-sample=trainers.start:sample",
+            "nvae-latents=trainers.start:latents",
+            "nvae-export=trainers.start:export",
+            "nvae-client=trainers.start:client",
+            "nvae-model-card=trainers.start:model_card",
+            "nvae-save-preset=trainers.start:save_preset",
+            "nvae-import-nvlabs=trainers.start:import_nvlabs",
         ]
     },
 )

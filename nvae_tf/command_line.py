@@ -7,6 +7,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 from absl import flags
@@ -16,6 +17,9 @@ from nvae_tf.config import ExperimentConfig, check_fields
 from nvae_tf.model.pretrained import builtin_names
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import CHECKPOINTS, Workdir
+
+# The flags that are defined here belong to the program that asks for them, and to its --help.
+flags.disclaim_key_flags()
 
 _CONFIG_FLAG = re.compile(r"--?(?:no)?config\.([\w.]+)")
 
@@ -76,7 +80,25 @@ def define_config_flag(description: str, sections: Sequence[str] | None = None) 
                     f"--config.{path} cannot change a trained model; this program has "
                     f"{', '.join(f'--config.{name}.*' for name in allowed)} only."
                 )
-    config_flags.DEFINE_config_dict("config", config_dict.ConfigDict(allowed), description)
+    config_flags.DEFINE_config_dict(
+        "config", config_dict.ConfigDict(allowed), f"{description}\n{_help_of(allowed)}"
+    )
+    flags.FLAGS["config"].default_as_str = None  # the text has each of them
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
+
+
+def _help_of(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a line for every field of some sections: its name, meaning, default and values."""
+    options = ExperimentConfig().options()
+    lines = []
+    for section, fields in sections.items():
+        for name, default in fields.items():
+            option = options[f"{section}.{name}"]
+            allowed = f"; {values}" if (values := option.values()) else ""
+            lines.append(
+                f"--config.{section}.{name}: {option.meaning} (default: {default!r}{allowed})"
+            )
+    return "\n".join(lines)
 
 
 def config_changes(config: ExperimentConfig) -> ExperimentConfig:
@@ -105,6 +127,15 @@ def check_flags_of_mode(mode: str, flags_of_mode: Mapping[str, Sequence[str]]) -
             )
 
 
+# What TensorFlow makes of a full disk, a damaged file, a missing right.
+_SYSTEM_ERRORS = (
+    tf.errors.DataLossError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+)
+
+
 @contextlib.contextmanager
 def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
     """Turns errors that the user can correct into one line on stderr and exit code 1.
@@ -116,7 +147,7 @@ def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
         sys.exit(f"Error: unexpected argument {argv[1]!r}; options look like --name=value.")
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, *_SYSTEM_ERRORS) as error:
         message = " ".join(str(error).split())
         sys.exit(f"Error: {message}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 
 
@@ -12,20 +13,41 @@ from collections.abc import Iterator
 def new_file(path: str | os.PathLike) -> Iterator[str]:
     """Lets the caller write a file under a temporary name, and renames it at the end.
 
-    A file that exists at `path` is replaced.
+    A regular file that exists at `path` is replaced; a link leads to the file that is.
 
     Yields:
       The temporary path, in the same directory. If the scope ends with an error, the temporary
       file is removed.
+
+    Raises:
+      ValueError: `path` is a directory, a device or the like; nothing has changed.
+      OSError: The directory does not exist or cannot be written.
     """
-    path = os.fspath(path)
-    temporary = f"{path}.tmp-{os.getpid()}"
+    path = os.path.realpath(path)
+    check_regular(path)
+    file, temporary = tempfile.mkstemp(
+        prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path)
+    )
     try:
+        os.fchmod(file, 0o666 & ~_umask())
+        os.close(file)
         yield temporary
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raises a ValueError if there is something at `path` that is no regular file."""
+    if os.path.lexists(path) and os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{os.fspath(path)!r} is not a regular file, so it is not replaced.")
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
@@ -38,13 +60,23 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def check_directory_of(path: str | os.PathLike) -> None:
-    """Raises a FileNotFoundError if the directory that would hold `path` does not exist."""
+def check_output(path: str | os.PathLike) -> None:
+    """Checks that a file can be written, before the work whose result it holds.
+
+    Raises:
+      FileNotFoundError: The directory that would hold it does not exist.
+      PermissionError: That directory cannot be written.
+      ValueError: It is a directory, a device or the like.
+    """
+    path = os.path.realpath(path)
+    check_regular(path)
     directory = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(directory):
         raise FileNotFoundError(
             f"Cannot write {os.fspath(path)!r}: there is no directory {directory!r}."
         )
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(f"Cannot write into {directory!r}.")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -67,6 +68,7 @@ _OPTIONS_OF_LATER_VERSIONS = {
 }
 # Counters and caches that hold nothing of the model.
 _IGNORED_ENDINGS = ("num_batches_tracked", "weight_normalized")
+_SHOWN = 5  # keys in an error
 _PART_VALUES = 2**23  # 32 MB
 
 
@@ -94,6 +96,7 @@ def load_checkpoint(path: str | os.PathLike) -> NVAE:
       ValueError: The file is damaged, holds anything but data, or does not fit: then the message
         names the option, or the key with the expected and the received shape.
     """
+    _check_sums(path)
     checkpoint = _read(path)
     model = NVAE(_model_config(vars(checkpoint["args"])))
     weights = list(_weights(model))
@@ -105,10 +108,21 @@ def load_checkpoint(path: str | os.PathLike) -> NVAE:
         checkpoint = _read(path)
         for weight in part:
             array = checkpoint["state_dict"][weight.key].numpy()
+            _check_values(weight.key, array)
             weight.variable.assign(weight.to_ours(array))
             unplaced.remove(weight.variable.path)
     assert not unplaced, f"{len(unplaced)} variables have no place in a checkpoint"
     return model
+
+
+def _check_values(key: str, array: np.ndarray) -> None:
+    """Raises a ValueError unless all values are finite real numbers, and variances not negative."""
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{key!r} in the checkpoint holds {array.dtype}, not real numbers.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{key!r} in the checkpoint has values that are not finite.")
+    if key.endswith("running_var") and array.min(initial=0) < 0:
+        raise ValueError(f"{key!r} in the checkpoint has a negative variance, {array.min()}.")
 
 
 def _parts(weights: list[_Weight]) -> Iterator[list[_Weight]]:
@@ -122,6 +136,22 @@ def _parts(weights: list[_Weight]) -> Iterator[list[_Weight]]:
             yield part
             part, values = [], 0
     yield part
+
+
+def _check_sums(path: str | os.PathLike) -> None:
+    """Raises a ValueError if a part of a zip file has another checksum than it should.
+
+    PyTorch does not compare them.
+    """
+    if not (os.path.isfile(path) and zipfile.is_zipfile(path)):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is damaged ({error}).") from error
+    if damaged:
+        raise ValueError(f"{os.fspath(path)!r} is damaged: {damaged!r} has a wrong checksum.")
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:
@@ -179,8 +209,7 @@ def _check_fit(weights: list[_Weight], state: dict[str, Any], config: ModelConfi
     if expected != received:
         raise ValueError(
             "The checkpoint does not fit its arguments. "
-            f"Missing: {', '.join(sorted(expected - received)) or 'none'}. "
-            f"Surplus: {', '.join(sorted(received - expected)) or 'none'}."
+            f"Missing: {_some(expected - received)}. Surplus: {_some(received - expected)}."
         )
     for weight in weights:
         shape = tuple(state[weight.key].shape)
@@ -189,6 +218,13 @@ def _check_fit(weights: list[_Weight], state: dict[str, Any], config: ModelConfi
                 f"{weight.key!r} in the checkpoint: expected the shape {weight.shape}, "
                 f"received {shape}."
             )
+
+
+def _some(keys: set[str]) -> str:
+    """Returns the first few keys, and how many there are."""
+    shown = [repr(key)[:80] for key in sorted(keys, key=str)[:_SHOWN]]
+    more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(shown) + more if shown else "none"
 
 
 def _weight(

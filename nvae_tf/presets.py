@@ -299,6 +299,11 @@ def names() -> tuple[str, ...]:
     return tuple(_PRESETS)
 
 
+def description(name: str) -> str:
+    """Returns a sentence about a preset of that name."""
+    return (_PRESETS[name].__doc__ or "").partition("\n")[0]
+
+
 def get(name: str) -> ExperimentConfig:
     """Returns the configuration of a preset.
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.files import new_directory, write_atomically
-from nvae_tf.sampling.images import encode_png, sheet, to_uint8
+from nvae_tf.files import check_output, new_directory, write_atomically
+from nvae_tf.sampling.images import encode_png, image_writer, sheet, to_uint8
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -59,3 +59,40 @@ def test_png():
     np.testing.assert_array_equal(tf.io.decode_png(encode_png(picture)), picture)
     with pytest.raises(ValueError, match="1, 3 or 4 channels, the images have 2"):
         encode_png(np.zeros((2, 2, 2), np.uint8))
+
+
+def test_a_link_leads_to_the_file_that_is_replaced(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_atomically(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["link", "real"]
+    assert os.stat(tmp_path / "real").st_mode & 0o777 == 0o666 & ~0o022
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "device"])
+def test_only_regular_files_are_replaced(tmp_path, kind):
+    path = tmp_path / kind
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null")
+    for write in (check_output, lambda path: write_atomically(path, "x")):
+        with pytest.raises(ValueError, match="is not a regular file, so it is not replaced"):
+            write(path)
+    assert os.path.exists("/dev/null") and not os.path.isfile("/dev/null")
+
+
+def test_an_array_needs_room_on_the_disk(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        image_writer(str(tmp_path / "x.npy"), 10, (2, 2, 1)),
+    ):
+        raise AssertionError("nothing may be written")
+    assert not os.listdir(tmp_path)

@@ -17,7 +17,7 @@ from nvae_tf.command_line import (
 from nvae_tf.data import load_images
 from nvae_tf.evaluation import FeatureExtractor, InceptionFeatures, SavedModelFeatures
 from nvae_tf.evaluation.suite import Evaluation, Protocol
-from nvae_tf.files import check_directory_of, write_atomically
+from nvae_tf.files import check_output, write_atomically
 from nvae_tf.sampling.sampler import OUTPUTS, group_temperatures
 
 _find_model = define_model_flags()
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
         config = config_changes(trained.config)
         output = _OUTPUT.value or trained.evaluation_path
         for path in filter(None, (output, _PER_IMAGE.value)):
-            check_directory_of(path)
+            check_output(path)
         group_temperatures(config.model, _TEMPERATURE.value)  # fails early on a wrong flag
         use_devices()
         extractor = make_extractor() if _NUM_SAMPLES.value else None

@@ -9,7 +9,7 @@ from absl import app, flags, logging
 
 from nvae_tf.command_line import define_model_flags, usage_errors
 from nvae_tf.evaluation.model_card import model_card
-from nvae_tf.files import check_directory_of, write_atomically
+from nvae_tf.files import check_output, write_atomically
 
 _find_model = define_model_flags()
 _OUTPUT = flags.DEFINE_string("output", "MODEL_CARD.md", "File to write.")
@@ -18,7 +18,7 @@ _OUTPUT = flags.DEFINE_string("output", "MODEL_CARD.md", "File to write.")
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         logging.set_verbosity(logging.WARNING)
-        check_directory_of(_OUTPUT.value)
+        check_output(_OUTPUT.value)
         trained = _find_model()
         write_atomically(_OUTPUT.value, model_card(trained))
     print(f"{_OUTPUT.value}: write what stands in angle brackets.")

@@ -28,7 +28,8 @@ from trainers.run.trainer import DivergedError
 _PRESET = flags.DEFINE_string(
     "preset", None, f"Configuration to start from: {', '.join(presets.names())}."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_LIST_PRESETS = flags.DEFINE_bool("list_presets", False, "Print the presets, and end.")
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", None, "Steps to trace for TensorBoard's profiler, such as 100:110."
 )
@@ -67,7 +68,13 @@ def requested_config(workdir: Workdir) -> ExperimentConfig:
 
 
 def main(argv: list[str]) -> None:
+    if _LIST_PRESETS.value:
+        for name in presets.names():
+            print(f"{name:15}{presets.description(name)}")
+        return
     with usage_errors(argv):
+        if not _WORKDIR.value:
+            raise ValueError("--workdir must say where the run goes, or is.")
         workdir = Workdir(_WORKDIR.value)
         config = requested_config(workdir)
         steps = StepRange.parse(_PROFILE_STEPS.value) if _PROFILE_STEPS.value else None

@@ -50,6 +50,8 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
         )
 
     def read(path: bytes) -> np.ndarray:
+        if not os.path.isfile(path):  # reading from a pipe or a device may never end
+            raise UnreadableError("it is not a regular file")
         try:
             with open(path, "rb") as file:
                 content = file.read()
@@ -67,7 +69,11 @@ def _pictures_below(directory: str) -> list[str]:
     found: list[str] = []
     others: list[str] = []
     seen = set()
-    for place, directories, files in os.walk(directory, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"Cannot read {error.filename!r}: {error.strerror}.")
+
+    for place, directories, files in os.walk(directory, onerror=refuse, followlinks=True):
         if os.path.realpath(place) in seen:  # a link to a directory that was visited before
             directories.clear()
             continue

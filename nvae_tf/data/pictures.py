@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 
 import numpy as np
@@ -65,7 +66,10 @@ def _decode_8_bit(content: bytes) -> np.ndarray:
 
 
 def _decode_16_bit(content: bytes) -> np.ndarray:
-    # Pillow would drop the low byte of RGB, and clip gray.
+    # Pillow would drop the low byte of RGB, and clip gray. Its limit on pixels holds here, too.
+    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
+    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise UnreadableError(f"not a readable picture ({width}x{height} pixels are too many)")
     try:
         wide = tf.io.decode_png(content, dtype=tf.uint16).numpy()
     except tf.errors.InvalidArgumentError as error:

@@ -105,6 +105,9 @@ def files_identity(paths: list[str]) -> str:
     """Returns a hash of the files' paths, sizes and modification times."""
     digest = hashlib.sha256()
     for path in paths:
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except OSError:  # a link that leads nowhere
+            status = os.lstat(path)
         digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}\n".encode(errors="replace"))
     return digest.hexdigest()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import urllib.request
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
@@ -12,6 +15,9 @@ from nvae_tf.data.source import Source
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
+
+
+_STORAGE = ("storage.googleapis.com", 443)  # where TFDS asks first
 
 
 def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
@@ -41,6 +47,13 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
         )
     feature = features[data.feature]
     _check_images(data, model, feature)
+    if not os.path.exists(builder.data_dir) and not _has_network():
+        raise ValueError(
+            f"The data set {data.name!r} is not in {builder.data_dir!r}, and there is no network "
+            "to download it. Prepare it on a machine with network (python -m tensorflow_datasets "
+            f"build {data.name}), and name its place in data.data_dir; or use files that are here, "
+            "with data.name=folder, idx or tfrecord."
+        )
     try:
         builder.download_and_prepare()
     except Exception as error:  # the data set's own code, the disk or the network may raise any
@@ -64,6 +77,17 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
     )
     identity = f"{builder.info.full_name}/{split}/{builder.data_dir}"
     return Source(dataset.map(lambda example: _8_bits(example[data.feature])), count, identity)
+
+
+def _has_network() -> bool:
+    """Returns whether TFDS could download anything; it would try for minutes."""
+    if urllib.request.getproxies():
+        return True  # the proxy knows
+    try:
+        socket.create_connection(_STORAGE, timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_images(

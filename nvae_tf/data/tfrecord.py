@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import math
 import os
+import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +15,9 @@ from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.fit import check_shape
 from nvae_tf.data.pictures import decode_picture
 from nvae_tf.data.source import Source, data_directory, decoded_source, files_identity
+
+_HEADER, _CHECKSUM = 12, 4  # bytes around a record: its length with a checksum, another checksum
+_LONGEST = 2**31 - 1  # bytes of a record
 
 
 def open_tfrecord(data: DataConfig, model: ModelConfig, split: str) -> Source:
@@ -71,7 +76,33 @@ def _records(file: tf.Tensor | str) -> tf.data.Dataset:
     return tf.data.TFRecordDataset(file, compression_type=compression)
 
 
+def _walk(file: str) -> None:
+    """Raises a ValueError for a record that is longer than its file.
+
+    TensorFlow would ask for as much memory as the record claims to need.
+    """
+    name = f"{file!r} is not a whole TFRecord file"
+    opener = gzip.open if file.endswith(".gz") else open
+    size = math.inf if file.endswith(".gz") else os.path.getsize(file)
+    position = 0
+    try:
+        with opener(file, "rb") as records:
+            while header := records.read(_HEADER):
+                length = int.from_bytes(header[:8], "little")
+                end = position + _HEADER + length + _CHECKSUM
+                if len(header) < _HEADER or length > _LONGEST or end > size:
+                    raise ValueError(
+                        f"{name}: the record at byte {position:,} claims {length:,} bytes; if it "
+                        "is compressed, its name must end in .gz."
+                    )
+                records.seek(length + _CHECKSUM, os.SEEK_CUR)
+                position = end
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{name} ({error}).") from error
+
+
 def _count_records(file: str) -> int:
+    _walk(file)
     try:
         return int(_records(file).reduce(np.int64(0), lambda count, _: count + 1))
     except tf.errors.OpError as error:

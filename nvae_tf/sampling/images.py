@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.files import check_directory_of, new_directory, new_file, write_atomically
+from nvae_tf.files import check_output, new_directory, new_file, write_atomically
 
 SHEET_LIMIT = 4096  # images; larger sheets are of no use to people, and may exceed the memory
 ANIMATIONS = (".gif", ".webp")
@@ -125,7 +125,7 @@ def check_grid_output(path: str, channels: int) -> None:
             f"The output must end in .png, {' or '.join(ANIMATIONS)}; received {path!r}."
         )
     _check_channels(extension, channels)
-    check_directory_of(path)
+    check_output(path)
 
 
 @contextlib.contextmanager
@@ -183,7 +183,7 @@ def check_image_output(path: str, count: int) -> str:
             f"A sheet holds up to {SHEET_LIMIT:,} images, {count:,} were asked for: let the output "
             "end in / for a directory of PNG files, or in .npy for an array."
         )
-    check_directory_of(path)
+    check_output(path)
     return extension
 
 
@@ -222,6 +222,9 @@ def _array_writer(
     written = 0
     with new_file(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, *shape))
+        # A disk without room must be an error now; for a mapped file it is a signal later.
+        with open(temporary, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
 
         def write(images: np.ndarray) -> None:
             nonlocal written

@@ -126,3 +126,19 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "train/a.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="'train' has no images"):
         load_images(folder(tmp_path, skip_corrupt=True), MODEL, "train")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "nowhere"])
+def test_what_is_no_regular_file_is_named_or_left_out(tmp_path, caplog, kind):
+    for number in range(8):
+        save(tmp_path / f"train/{number}.png", number)
+    save(tmp_path / "test/0.png", 0)
+    path = tmp_path / "train/x.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else "/nowhere.png")
+    with pytest.raises(ValueError, match=r"x\.png: it is not a regular file"):
+        load_images(folder(tmp_path), MODEL, "train")
+    images = load_images(folder(tmp_path, skip_corrupt=True), MODEL, "train")
+    assert values(images) == list(range(8)) and "x.png: it is not a regular file" in caplog.text

@@ -111,3 +111,14 @@ def test_cmyk_is_refused():
     picture.save(buffer, "JPEG")
     with pytest.raises(UnreadableError, match="its colours are CMYK"):
         decode_picture(buffer.getvalue(), 3)
+
+
+def test_16_bit_pictures_have_the_limit_of_all_others():
+    picture = encode_16_bit(np.zeros((2, 2, 1), np.uint16))
+    huge = picture[:16] + (15_000).to_bytes(4, "big") * 2 + picture[24:]
+    with pytest.raises(UnreadableError, match="15000x15000 pixels are too many"):
+        decode_picture(huge, 1)
+
+
+def encode_16_bit(values):
+    return tf.io.encode_png(tf.constant(values)).numpy()

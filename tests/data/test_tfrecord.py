@@ -1,5 +1,8 @@
 """Files of tf.Example."""
 
+import gzip
+import struct
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -89,3 +92,26 @@ def test_damaged_files_are_named(tmp_path):
         writer.write(b"\xff\xff not an example")
     with pytest.raises(ValueError, match=r"train-2, record 0: not a tf\.Example"):
         load_images(tfrecord(tmp_path), MODEL, "train")
+
+
+@pytest.mark.parametrize("name", ["train-0", "train-0.gz"])
+@pytest.mark.parametrize("length", [2**40, 2**31, 2**63, 1000])
+def test_a_record_that_claims_more_than_its_file(tmp_path, name, length):
+    # TensorFlow would ask for that much memory; the checksum of the length is right.
+    header = struct.pack("<Q", length)
+    content = header + struct.pack("<I", masked_crc(header)) + 100 * b"x"
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    data = DataConfig(name="tfrecord", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="train-0.*is not a whole TFRecord file"):
+        load_images(data, ModelConfig(), "train")
+
+
+def masked_crc(content):
+    """CRC-32C, rotated and shifted as TFRecord files have it."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

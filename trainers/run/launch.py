@@ -81,7 +81,7 @@ def launch(number: int, command: Sequence[str]) -> int:
                     ),
                     "CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)],
                 },
-                stderr=errors[index] if index else None,
+                stderr=errors[index] if index else _terminal(),
                 start_new_session=True,  # Ctrl-C comes from here, once
             )
             for index in range(number)
@@ -94,6 +94,15 @@ def launch(number: int, command: Sequence[str]) -> int:
             _show(errors[failed])
         code = workers[failed].returncode
         return code if code > 0 else 128 - code  # as shells say that a signal has ended it
+
+
+def _terminal() -> IO[str] | None:
+    """Returns Python's standard error, which a console script has apart from the process's own."""
+    try:
+        sys.stderr.fileno()
+    except OSError:  # it is no file, so a process cannot have it
+        return None
+    return sys.stderr
 
 
 def free_ports(number: int) -> list[int]:

@@ -1,0 +1,95 @@
+"""Console scripts: what they print, and where TensorFlow's own lines go."""
+
+import glob
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from nvae_tf import ExperimentConfig, presets
+
+
+def script(function, *arguments, directory=None):
+    """Runs an entry point of setup.py as its script does."""
+    code = f"import sys; sys.argv[0] = 'nvae'; from trainers.start import {function}; {function}()"
+    environment = os.environ | {"TMPDIR": str(directory or tempfile.gettempdir())}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("logs")
+    output = directory / "x.png"
+    return script(
+        "sample",
+        "--preset=mnist_small",
+        "--num_samples=4",
+        f"--output={output}",
+        directory=directory,
+    ), directory
+
+
+def test_a_program_prints_its_own_lines(sampled):
+    process, directory = sampled
+    assert process.returncode == 0
+    assert process.stdout == f"4 samples at temperature 1.0, seed 0: {directory / 'x.png'}\n"
+    assert process.stderr == ""
+    assert not glob.glob(f"{directory}/*.log")
+
+
+def test_verbose_shows_the_log():
+    process = script("train", "--verbose", "--list_presets")
+    assert process.returncode == 0 and "oneDNN" in process.stderr
+
+
+def test_a_crash_names_the_log(tmp_path):
+    code = (
+        "import trainers.start, types, sys, os\n"
+        "def crash():\n  os.write(2, b'from the library'); raise RuntimeError('unexpected')\n"
+        "sys.modules['program'] = types.SimpleNamespace(run=crash, __name__='p', __doc__='d')\n"
+        "trainers.start._start('program')"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    (log,) = glob.glob(f"{tmp_path}/nvae-*.log")
+    assert process.stderr.endswith(f"RuntimeError: unexpected\nTensorFlow's log: {log}\n")
+    assert "from the library" not in process.stderr
+    with open(log) as file:
+        assert file.read() == "from the library"
+
+
+def test_help_has_every_flag_and_every_field():
+    text = " ".join(script("train", "--help").stdout.split())
+    for flag in ("--preset:", "--workdir:", "--init_from:", "--processes:", "--[no]list_presets:"):
+        assert flag in text
+    for name, option in ExperimentConfig().options().items():
+        assert f"--config.{name}: {option.meaning}" in text
+        assert " ".join(option.values().split()) in text
+    assert "!!python" not in text
+
+
+def test_the_presets_are_listed():
+    lines = script("train", "--list_presets").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(presets.names())
+    assert all(len(line.split()) > 5 for line in lines)
+
+
+def test_train_needs_a_workdir():
+    process = script("train", "--preset=quickstart")
+    assert process.returncode == 1
+    assert process.stderr == "Error: --workdir must say where the run goes, or is.\n"

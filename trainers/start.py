@@ -1,0 +1,118 @@
+"""Starts the programs as console scripts: their own lines on the terminal, TensorFlow's in a log.
+
+TensorFlow's libraries write to standard error by themselves, whatever the log level is, from the
+moment that they are loaded. So this module imports none of them: first it points the process's
+standard error to a file, and Python's own to the terminal; then it imports the program.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import sys
+import tempfile
+import types
+
+_VERBOSE = "--verbose"  # shows the log instead
+
+
+def _start(name: str) -> None:
+    """Runs the program of a module, whose `run` is its entry point."""
+    if _VERBOSE in sys.argv:
+        sys.argv.remove(_VERBOSE)
+    else:
+        _Log()
+    program = importlib.import_module(name)
+    _adopt_help(program)
+    program.run()
+
+
+class _Log:
+    """The file that gets what TensorFlow writes; it stays only if the program fails unexpectedly.
+
+    Attributes:
+      path: Its path.
+    """
+
+    def __init__(self) -> None:
+        file, self.path = tempfile.mkstemp(prefix="nvae-", suffix=".log")
+        terminal = os.dup(2)
+        os.dup2(file, 2)
+        os.close(file)
+        sys.stderr = open(  # noqa: SIM115 - it stays open as long as the process
+            terminal, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1
+        )
+        self._hook = sys.excepthook
+        self._keep = False
+        sys.excepthook = self._report
+        atexit.register(self._remove)
+
+    def _report(
+        self,
+        kind: type[BaseException],
+        error: BaseException,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self._hook(kind, error, traceback)
+        if not issubclass(kind, KeyboardInterrupt):
+            self._keep = True
+            print(f"TensorFlow's log: {self.path}", file=sys.stderr)
+
+    def _remove(self) -> None:
+        if not self._keep and os.path.exists(self.path):
+            os.remove(self.path)
+
+
+def _adopt_help(program: types.ModuleType) -> None:
+    """Makes --help show the program's flags and docstring, not those of the console script."""
+    from absl import flags
+
+    sys.modules["__main__"].__doc__ = program.__doc__
+    for flag in flags.FLAGS.get_key_flags_for_module(program.__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
+def train() -> None:
+    """Entry point of `nvae-train`."""
+    _start("trainers.train")
+
+
+def evaluate() -> None:
+    """Entry point of `nvae-evaluate`."""
+    _start("trainers.evaluate")
+
+
+def sample() -> None:
+    """Entry point of `nvae-sample`."""
+    _start("trainers.sample")
+
+
+def latents() -> None:
+    """Entry point of `nvae-latents`."""
+    _start("trainers.latents")
+
+
+def model_card() -> None:
+    """Entry point of `nvae-model-card`."""
+    _start("trainers.model_card")
+
+
+def save_preset() -> None:
+    """Entry point of `nvae-save-preset`."""
+    _start("trainers.save_preset")
+
+
+def import_nvlabs() -> None:
+    """Entry point of `nvae-import-nvlabs`."""
+    _start("trainers.import_nvlabs")
+
+
+def export() -> None:
+    """Entry point of `nvae-export`."""
+    _start("export.export_model")
+
+
+def client() -> None:
+    """Entry point of `nvae-client`."""
+    _start("export.client")
