@@ -30,6 +30,7 @@ _CONFIG, _METADATA, _WEIGHTS, _CARD = (
     "model.weights.h5",
     "README.md",
 )
+_UNCOMPRESSED = 512  # values at most of an array that compression would only make larger
 _CARD_TEXT = """---
 library_name: keras
 pipeline_tag: unconditional-image-generation
@@ -188,28 +189,27 @@ def save(
             (_CARD, card),
         ):
             pathlib.Path(temporary, name).write_text(text, encoding="utf-8")
-        path = os.path.join(temporary, _WEIGHTS)
-        if half_precision:
-            wide = os.path.join(temporary, f"wide.{_WEIGHTS}")
-            model.save_weights(wide)
-            _copy_with_half_kernels(wide, path)
-            os.remove(wide)
-        else:
-            model.save_weights(path)
+        wide = os.path.join(temporary, f"wide.{_WEIGHTS}")
+        model.save_weights(wide)
+        _copy_compactly(wide, os.path.join(temporary, _WEIGHTS), half_precision)
+        os.remove(wide)
 
 
-def _copy_with_half_kernels(source: str, target: str) -> None:
-    with h5py.File(source, "r") as wide, h5py.File(target, "w") as narrow:
+def _copy_compactly(source: str, target: str, half_kernels: bool) -> None:
+    """Copies a file of weights, compressed without loss, with kernels as float16 on request."""
+    with h5py.File(source, "r") as wide, h5py.File(target, "w", libver="latest") as narrow:
 
         def copy(name: str, item: h5py.Dataset | h5py.Group) -> None:
             if isinstance(item, h5py.Dataset):
                 values = item[()]
-                if values.ndim > 1:
+                if half_kernels and values.ndim > 1:
                     with np.errstate(over="ignore"):
                         values = values.astype(np.float16)
                     if not np.isfinite(values).all():
                         raise ValueError(f"{name} has values that are too large for float16.")
-                narrow[name] = values
+                large = values.size > _UNCOMPRESSED
+                options = {"compression": "gzip", "shuffle": True} if large else {}
+                narrow.create_dataset(name, data=values, **options)
             else:
                 narrow.require_group(name)
             narrow[name].attrs.update(item.attrs)
