@@ -13,7 +13,11 @@ from tests.trainers.programs import run
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-SCRIPTS = dict(re.findall(r'"(nvae-[\w-]+)=([\w.]+):run"', (ROOT / "setup.py").read_text()))
+_STARTED = re.findall(
+    r'def (\w+)\(\) -> None:\n +"""Entry point of `(.*)`."""\n +_start\("(.*)"\)',
+    (ROOT / "trainers/start.py").read_text(),
+)
+SCRIPTS = {script: module for _, script, module in _STARTED}
 # Programs that are not on every machine.
 OTHERS = ("examples.tfx_pipeline", "benchmarks.run_compiled_step", "pytest", "pip", "venv")
 
@@ -95,6 +99,12 @@ def parse(words):
 def options(module):
     text = run(module, "--helpfull", returncode=1)
     return set(re.findall(r"^\s+-+(?:\[no\])?(\w+)", text, flags=re.MULTILINE))
+
+
+def test_setup_installs_every_program():
+    installed = re.findall(r'"(nvae-[\w-]+)=trainers.start:(\w+)"', (ROOT / "setup.py").read_text())
+    assert sorted(installed) == sorted((script, name) for name, script, _ in _STARTED)
+    assert len(installed) == 9
 
 
 def test_commands_have_the_options_that_they_are_given():
