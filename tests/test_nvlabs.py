@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     ):
         nvlabs.load_checkpoint(write(tmp_path, checkpoint))
     state["stem.extra"] = state.pop("stem.bias")
-    with pytest.raises(ValueError, match="Missing: stem.bias. Surplus: stem.extra"):
+    with pytest.raises(ValueError, match="Missing: 'stem.bias'. Surplus: 'stem.extra'"):
         nvlabs.load_checkpoint(write(tmp_path, checkpoint))
     checkpoint["args"].dataset = "imagenet_4096"
     with pytest.raises(ValueError, match="Unknown dataset 'imagenet_4096'.*cifar10"):
@@ -348,3 +348,51 @@ def test_a_refused_import_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         import_checkpoint(path, Workdir(tmp_path / "run"))
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    content = bytearray((GOLDEN / "nvlabs_mnist_tiny.pt").read_bytes())
+    path = tmp_path / "flipped.pt"
+    for position in np.random.default_rng(0).integers(len(content), size=40):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(position) % 8
+        path.write_bytes(damaged)
+        try:
+            model = nvlabs.load_checkpoint(path)
+        except ValueError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000
+            continue
+        # Padding, names and times belong to no value.
+        expected = nvlabs.load_checkpoint(GOLDEN / "nvlabs_mnist_tiny.pt")
+        for ours, theirs in zip(model.variables, expected.variables, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("stem.bias", torch.full((8,), np.nan), "'stem.bias' .*not finite"),
+        ("stem.bias", torch.full((8,), np.inf), "'stem.bias' .*not finite"),
+        ("stem.bias", torch.zeros(8, dtype=torch.complex64), "holds complex64, not real"),
+        ("stem.bias", torch.zeros(8, dtype=torch.bool), "holds bool, not real"),
+        ("running_var", -1.0, "negative variance, -1"),
+    ],
+)
+def test_values_must_be_weights(tmp_path, key, values, message):
+    checkpoint = load_raw("nvlabs_mnist_tiny")
+    state = checkpoint["state_dict"]
+    if key == "running_var":
+        name = next(name for name in state if name.endswith(key))
+        state[name] = torch.full_like(state[name], values)
+    else:
+        state[key] = values
+    with pytest.raises(ValueError, match=message):
+        nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+
+
+def test_errors_about_keys_stay_short(tmp_path):
+    checkpoint = load_raw("nvlabs_mnist_tiny")
+    checkpoint["state_dict"] |= {f"key{number}": torch.zeros(1) for number in range(3000)}
+    with pytest.raises(ValueError, match=r"Surplus: 'key0', 'key1'.*and 2995 more") as caught:
+        nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+    assert len(str(caught.value)) < 500

@@ -1,6 +1,7 @@
 """Where images come from."""
 
 import gzip
+import os
 import pathlib
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 
 from nvae_tf import DataConfig, ModelConfig, presets
 from nvae_tf.data import load_images
+from nvae_tf.data import tfds as tfds_module
 
 GRAY = presets.get("quickstart").model
 # The Debian package dataset-fashion-mnist, the whole set as idx files.
@@ -64,11 +66,25 @@ def test_a_set_that_cannot_be_downloaded(monkeypatch, tmp_path):
     def no_network(*args, **kwargs):
         raise ConnectionError("no route to host")
 
+    monkeypatch.setattr(tfds_module, "_has_network", lambda: True)
     monkeypatch.setattr(tfds.download.DownloadManager, "download", no_network)
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", no_network)
     data = DataConfig(name="mnist", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="'mnist' is not in.*no route to host.*data.data_dir"):
         load_images(data, GRAY, "train")
+
+
+def test_without_a_network_nothing_is_tried_for_minutes(monkeypatch, tmp_path):
+    def refuse(address, timeout):
+        assert timeout <= 5
+        raise OSError(f"no way to {address}")
+
+    monkeypatch.setattr(tfds_module.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(tfds_module.socket, "create_connection", refuse)
+    data = DataConfig(name="mnist", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="no network to download it.*build mnist.*data.data_dir"):
+        load_images(data, GRAY, "train")
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.slow
