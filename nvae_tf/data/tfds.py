@@ -7,6 +7,7 @@ import socket
 import urllib.request
 from typing import TYPE_CHECKING
 
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
@@ -93,11 +94,10 @@ def _has_network() -> bool:
 def _check_images(
     data: DataConfig, model: ModelConfig, feature: tfds.features.FeatureConnector
 ) -> None:
-    shape = feature.shape
-    if len(shape or ()) != 3 or feature.dtype not in ("uint8", "uint16"):
+    shape, dtype = feature.shape, np.dtype(feature.np_dtype).name
+    if len(shape or ()) != 3 or dtype not in ("uint8", "uint16"):
         raise ValueError(
-            f"The feature {data.feature!r} of {data.name!r} is no image: {feature.dtype} of shape "
-            f"{shape}."
+            f"The feature {data.feature!r} of {data.name!r} is no image: {dtype} of shape {shape}."
         )
     check_shape(repr(data.name), shape, data, model)
 
