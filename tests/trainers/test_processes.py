@@ -103,10 +103,13 @@ def test_two_workers_walk_the_path_of_one(uninterrupted, tmp_path):
 
 def test_processes_that_the_program_starts_walk_the_path_of_one(uninterrupted, tmp_path):
     process = start(tmp_path / "run", "--processes=2", "train.checkpoint_every=100")
-    wait_for_checkpoint(tmp_path / "run", 0)
-    time.sleep(20)  # trace, and some steps
-    process.send_signal(signal.SIGTERM)
-    output = finish(process)
+    output = ""
+    with process.stdout:
+        for line in process.stdout:
+            output += line
+            if "Step traced" in line:
+                process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
     assert "2 replica(s)" in output and output.count("parameters in") == 1
     assert re.search(r"Stopped after step \d+", output)
     finish(start(tmp_path / "run", "--processes=2", "train.checkpoint_every=100"))
