@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 
@@ -25,12 +25,11 @@ def new_file(path: str | os.PathLike) -> Iterator[str]:
     """
     path = os.path.realpath(path)
     check_regular(path)
-    file, temporary = tempfile.mkstemp(
-        prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path)
-    )
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}")
+    with open(temporary, "xb"):  # not what somebody else has put there
+        pass
     try:
-        os.fchmod(file, 0o666 & ~_umask())
-        os.close(file)
         yield temporary
         os.replace(temporary, path)
     finally:
@@ -38,15 +37,9 @@ def new_file(path: str | os.PathLike) -> Iterator[str]:
             os.remove(temporary)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def check_regular(path: str | os.PathLike) -> None:
     """Raises a ValueError if there is something at `path` that is no regular file."""
-    if os.path.lexists(path) and os.path.exists(path) and not os.path.isfile(path):
+    if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"{os.fspath(path)!r} is not a regular file, so it is not replaced.")
 
 

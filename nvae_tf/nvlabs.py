@@ -148,6 +148,7 @@ def _check_sums(path: str | os.PathLike) -> None:
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
+    # A flipped bit may name a compression that zipfile does not know: NotImplementedError.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
         raise ValueError(f"{os.fspath(path)!r} is damaged ({error}).") from error
     if damaged:

@@ -60,10 +60,9 @@ class Checkpointer:
                 faults[prefix] = str(error)
                 self._damaged.append(prefix)
                 continue
-            for other in filter(
-                lambda other: checkpoint_step(other) > checkpoint_step(prefix), faults
-            ):
-                logging.warning("Going on from %s, not %s: %s", prefix, other, faults[other])
+            for other, fault in faults.items():
+                if checkpoint_step(other) > checkpoint_step(prefix):
+                    logging.warning("Going on from %s, not %s: %s", prefix, other, fault)
             self._best = self._best_so_far()
             return True
         if faults:

@@ -6,12 +6,12 @@ The paper's section 3.2 recomputes activations to save memory; docs/model.md has
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from nvae_tf.model.compilation import compiled, graph_function
+from nvae_tf.model.compilation import compiled, graph_function, not_before
 from nvae_tf.model.layers.context import current_call
 from nvae_tf.model.stacks import Values, read_values
 from nvae_tf.replicas import Replicas, replicas_of_context
@@ -152,8 +152,7 @@ def _normalize_fused(
         moments.extend(saved[:2])
 
         def gradient(dy: tf.Tensor) -> list[tf.Tensor]:
-            with tf.control_dependencies([dy]):
-                again = tf.identity(x)
+            (again,) = not_before(dy, [x], in_xla=False)
             return _fused_backward(again, dy, gamma, beta, saved, epsilon, swish)
 
         return y, gradient
@@ -238,11 +237,10 @@ def _normalize_compiled(
         y = _affine(x, inverse * gamma, beta - mean * inverse * gamma, swish)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-            with tf.control_dependencies([dy]):
-                again = tf.identity(x)
-            inputs = (again, dy, gamma, beta, mean, inverse, swish)
-            local = _gradient_sums(*inputs)
-            dx = _input_gradient(*inputs, replicas.mean(local))
+            (again,) = not_before(dy, [x], in_xla=False)
+            inputs = _Backward(again, dy, gamma, beta, mean, inverse)
+            local = _gradient_sums(inputs, swish)
+            dx = _input_gradient(inputs, replicas.mean(local), swish)
             d_gamma, d_beta = tf.unstack(local * _values_per_channel(x))
             return dx, d_gamma, d_beta, None, *[None for _ in known]
 
@@ -265,46 +263,38 @@ def _affine(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor, swish: bool) -> tf
     return tf.cast(y * tf.sigmoid(y) if swish else y, x.dtype)
 
 
-def _normalized_gradient(
-    x: tf.Tensor,
-    dy: tf.Tensor,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
-    mean: tf.Tensor,
-    inverse: tf.Tensor,
-    swish: bool,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the normalised x, and the gradient of what the activation is applied to, float32."""
-    normalized = (tf.cast(x, tf.float32) - mean) * inverse
-    dz = tf.cast(dy, tf.float32)
-    return normalized, _through_swish(dz, normalized * gamma + beta) if swish else dz
+class _Backward(NamedTuple):
+    """What the backward pass of a normalisation starts from; `inverse` is 1 / deviation."""
+
+    x: tf.Tensor
+    dy: tf.Tensor
+    gamma: tf.Tensor
+    beta: tf.Tensor
+    mean: tf.Tensor
+    inverse: tf.Tensor
+
+    def normalized_gradient(self, swish: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the normalised x, and the gradient of the activation's input, in float32."""
+        normalized = (tf.cast(self.x, tf.float32) - self.mean) * self.inverse
+        dz = tf.cast(self.dy, tf.float32)
+        if swish:
+            dz = _through_swish(dz, normalized * self.gamma + self.beta)
+        return normalized, dz
 
 
 @compiled
-def _gradient_sums(*inputs: Any) -> tf.Tensor:
-    """Returns the means over this replica's values that make the gradients of gamma and beta.
-
-    Args:
-      *inputs: Those of `_normalized_gradient`.
-    """
-    normalized, dz = _normalized_gradient(*inputs)
+def _gradient_sums(inputs: _Backward, swish: bool) -> tf.Tensor:
+    """Returns the means over this replica's values that make the gradients of gamma and beta."""
+    normalized, dz = inputs.normalized_gradient(swish)
     return tf.stack([tf.reduce_mean(dz * normalized, _AXES), tf.reduce_mean(dz, _AXES)])
 
 
 @compiled
-def _input_gradient(
-    x: tf.Tensor,
-    dy: tf.Tensor,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
-    mean: tf.Tensor,
-    inverse: tf.Tensor,
-    swish: bool,
-    sums: tf.Tensor,
-) -> tf.Tensor:
+def _input_gradient(inputs: _Backward, sums: tf.Tensor, swish: bool) -> tf.Tensor:
     """Returns the gradient of x, from the means of `_gradient_sums` over all replicas."""
-    normalized, dz = _normalized_gradient(x, dy, gamma, beta, mean, inverse, swish)
-    return tf.cast(gamma * inverse * (dz - sums[1] - normalized * sums[0]), x.dtype)
+    normalized, dz = inputs.normalized_gradient(swish)
+    dx = inputs.gamma * inputs.inverse * (dz - sums[1] - normalized * sums[0])
+    return tf.cast(dx, inputs.x.dtype)
 
 
 @compiled
