@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import glob
-import gzip
 import math
 import os
-import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -79,30 +77,27 @@ def _records(file: tf.Tensor | str) -> tf.data.Dataset:
 def _walk(file: str) -> None:
     """Raises a ValueError for a record that is longer than its file.
 
-    TensorFlow would ask for as much memory as the record claims to need.
+    TensorFlow would ask for as much memory as the record claims to need. Of a compressed file it
+    does not know the size, and reads until the end.
     """
     name = f"{file!r} is not a whole TFRecord file"
-    opener = gzip.open if file.endswith(".gz") else open
-    size = math.inf if file.endswith(".gz") else os.path.getsize(file)
-    position = 0
-    try:
-        with opener(file, "rb") as records:
-            while header := records.read(_HEADER):
-                length = int.from_bytes(header[:8], "little")
-                end = position + _HEADER + length + _CHECKSUM
-                if len(header) < _HEADER or length > _LONGEST or end > size:
-                    raise ValueError(
-                        f"{name}: the record at byte {position:,} claims {length:,} bytes; if it "
-                        "is compressed, its name must end in .gz."
-                    )
-                records.seek(length + _CHECKSUM, os.SEEK_CUR)
-                position = end
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{name} ({error}).") from error
+    size, position = os.path.getsize(file), 0
+    with open(file, "rb") as records:
+        while header := records.read(_HEADER):
+            length = int.from_bytes(header[:8], "little")
+            end = position + _HEADER + length + _CHECKSUM
+            if len(header) < _HEADER or length > _LONGEST or end > size:
+                raise ValueError(
+                    f"{name}: the record at byte {position:,} claims {length:,} bytes; if it "
+                    "is compressed, its name must end in .gz."
+                )
+            records.seek(length + _CHECKSUM, os.SEEK_CUR)
+            position = end
 
 
 def _count_records(file: str) -> int:
-    _walk(file)
+    if not file.endswith(".gz"):
+        _walk(file)
     try:
         return int(_records(file).reduce(np.int64(0), lambda count, _: count + 1))
     except tf.errors.OpError as error:

@@ -357,6 +357,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, how)
         np.testing.assert_array_equal(a, b)
     # It counts no more, or it would drive the good ones out.
     other.clear_leftovers()
+    assert not os.path.exists(f"{workdir.checkpoints}/ckpt-2.index")
     run(restored, 1)
     other.save()
     assert workdir.latest_checkpoint().endswith("ckpt-2")
