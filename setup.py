@@ -25,17 +25,18 @@ setup(
         "absl-py>=1.4",  # TFX 1.16 does not allow 2
         "h5py>=3.8",
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
-        "keras>=3.12,<4",
+        "keras>=3.12.1,!=3.13.0,!=3.13.1,<4",  # CVE-2026-1669
         "ml_collections>=1.0",
         "matplotlib>=3.7",
         "numpy>=1.26",
-        "pillow>=10.0",
+        "pillow>=10.3",  # CVE-2024-28219
         "tensorboard",
         "tensorflow>=2.16,<2.22",
         "tensorflow-datasets>=4.9.3",
         "tensorflow-probability[tf]>=0.24",
         "tensorflow-serving-api>=2.16,<2.22",
         "tqdm>=4.65",
+        "urllib3>=2.0",
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]"],

@@ -10,10 +10,13 @@ The server is TensorFlow Serving. The images that its model returns are written 
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from absl import app, flags
 
 from export.serving_client import PROTOCOLS, Client
+from export.transports.transport import MAX_RETRIES
 from nvae_tf.command_line import check_flags_of_mode, usage_errors
 from nvae_tf.files import write_atomically
 from nvae_tf.sampling.images import check_image_output, encode_png, sheet
@@ -65,9 +68,10 @@ _DEADLINE = flags.DEFINE_float(
 )
 _RETRIES = flags.DEFINE_integer(
     "retries",
-    4,
+    MAX_RETRIES,
     "Number of times a request is repeated if the server is down or busy.",
     lower_bound=0,
+    upper_bound=MAX_RETRIES,
 )
 _OUTPUT = flags.DEFINE_string("output", "samples.png", "Sheet to write, x.png.")
 
@@ -80,6 +84,7 @@ def check_flags(mode: str) -> None:
 
 
 def main(argv: list[str]) -> None:
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it reports each retry
     with usage_errors(argv):
         mode, number, pictures = _MODE.value, _NUM_SAMPLES.value, _IMAGES.value
         check_flags(mode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from export.limits import MAX_PIXELS
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.fit import crop_and_resize
 from nvae_tf.data.pipeline import preprocess
@@ -12,9 +13,19 @@ PICTURE_CHANNELS = (1, 3, 4)  # gray, RGB and RGBA, the channels that a PNG can 
 
 _CROP_AND_RESIZE = DataConfig(center_crop=True, resize=True)
 _DEFAULT_TEMPERATURE = 1.0
+_COLOURS = 3  # channels of a JPEG, at most
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_SIZE = (16, 8)  # offset and length of width and height in a PNG's header, in bytes
+_AT_ONCE = 8  # pictures that are decoded at a time
+
+# Errors that a picture's row is answered with.
+_UNREADABLE = "not a whole PNG or JPEG file in gray or RGB"
+_TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 
 
-def read_pictures(contents: tf.Tensor, config: ModelConfig, seeds: tf.Tensor) -> tf.Tensor:
+def read_pictures(
+    contents: tf.Tensor, config: ModelConfig, seeds: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes pictures of any size into the model's input.
 
     Gray and colours are converted to what the model needs. An alpha channel is dropped, or added
@@ -27,33 +38,75 @@ def read_pictures(contents: tf.Tensor, config: ModelConfig, seeds: tf.Tensor) ->
       seeds: Seeds of the binarisation, int64 (B, 2).
 
     Returns:
-      (B, H, W, C) float32 in [0, 1], including the padding.
+      (B, H, W, C) float32 in [0, 1], including the padding; and what is wrong with each picture,
+      string (B,), empty where nothing is. A picture with an error is black. An exception would
+      fail all requests that the server has merged into the same batch.
     """
 
-    def one_row(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    def one_row(row: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         content, seed = row
-        decoded = _decode(content, config.image_shape[-1])
+        decoded, error = _decode_or_blank(content, config.image_shape[-1])
         pixels = crop_and_resize(decoded, _CROP_AND_RESIZE, config)
-        return preprocess(pixels[None], config, seed)[0]
+        return preprocess(pixels[None], config, seed)[0], error
 
-    shape = tf.TensorSpec(config.image_shape, tf.float32)
-    return tf.map_fn(one_row, (contents, seeds), fn_output_signature=shape)
+    specs = (tf.TensorSpec(config.image_shape, tf.float32), tf.TensorSpec([], tf.string))
+    return tf.map_fn(
+        one_row, (contents, seeds), fn_output_signature=specs, parallel_iterations=_AT_ONCE
+    )
+
+
+def _decode_or_blank(content: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes a file into (h, w, channels) uint8 and no error, or into one black pixel and one.
+
+    In a graph only a data set survives an operation that fails.
+    """
+    black = tf.zeros([1, 1, channels], tf.uint8)
+
+    def decode(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.cond(
+            tf.reduce_prod(_size(content)) > MAX_PIXELS,
+            lambda: (black, tf.constant(_TOO_LARGE)),
+            lambda: (_decode(content, channels), tf.constant("")),
+        )
+
+    attempt = tf.data.Dataset.from_tensors(content).map(decode).ignore_errors()
+    otherwise = tf.data.Dataset.from_tensors((black, tf.constant(_UNREADABLE)))
+    pixels, error = attempt.concatenate(otherwise).take(1).get_single_element()
+    return tf.ensure_shape(pixels, [None, None, channels]), tf.ensure_shape(error, [])
+
+
+def _size(content: tf.Tensor) -> tf.Tensor:
+    """Returns height and width, int64 (2,), by the header of a PNG or JPEG file.
+
+    The operations fail for any other file.
+    """
+
+    def of_jpeg() -> tf.Tensor:
+        return tf.cast(tf.io.extract_jpeg_shape(content)[:2], tf.int64)
+
+    def of_png() -> tf.Tensor:
+        is_png = tf.equal(tf.strings.substr(content, 0, len(_PNG)), _PNG)
+        with tf.control_dependencies([tf.debugging.Assert(is_png, [_UNREADABLE])]):
+            numbers = tf.strings.substr(content, *_PNG_SIZE)
+        return tf.cast(tf.io.decode_raw(numbers, tf.int32, little_endian=False), tf.int64)
+
+    return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
 
 
 def _decode(content: tf.Tensor, channels: int) -> tf.Tensor:
     """Decodes a PNG or JPEG file into an image (h, w, channels) uint8."""
-    if channels < 4:
-        return tf.io.decode_image(content, channels, expand_animations=False)
 
-    def with_opaque_alpha() -> tf.Tensor:
-        colours = tf.io.decode_jpeg(content, 3)
-        opaque = tf.fill(tf.shape(colours[..., :1]), tf.constant(255, tf.uint8))
-        return tf.concat([colours, opaque], axis=2)
+    def of_jpeg() -> tf.Tensor:
+        image = tf.io.decode_jpeg(content, min(channels, _COLOURS))
+        if channels <= _COLOURS:
+            return image
+        opaque = tf.fill(tf.shape(image[..., :1]), tf.constant(255, tf.uint8))
+        return tf.concat([image, opaque], axis=2)
 
-    def with_alpha() -> tf.Tensor:
-        return tf.io.decode_png(content, 4)
+    def of_png() -> tf.Tensor:
+        return tf.io.decode_png(content, channels)
 
-    return tf.cond(tf.io.is_jpeg(content), with_opaque_alpha, with_alpha)
+    return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
 
 
 def read_examples(examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

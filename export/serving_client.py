@@ -8,23 +8,32 @@ from __future__ import annotations
 import io
 import math
 import os
-import random
 import re
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from export.transports import GrpcTransport, Refusal, RestTransport, Target, Transport
+from export.limits import MAX_PIXELS, MAX_ROWS
+from export.transports.transport import MAX_RETRIES, TEMPORARY, Refusal, Target, Transport
 
-PROTOCOLS: dict[str, type[GrpcTransport] | type[RestTransport]] = {
-    "grpc": GrpcTransport,
-    "rest": RestTransport,
-}
-MAX_ROWS = 32  # per request: max_batch_size in export/serving/batching_parameters.txt
-_FIRST_WAIT = 0.2  # seconds
 _PICTURE_FORMATS = ("PNG", "JPEG", "MPO")  # MPO is a JPEG that is followed by more pictures
+_MAX_FILE = 1 << 26  # bytes of a picture
 _MAX_DETAIL = 300  # characters
+
+
+def _grpc(target: Target, retries: int) -> Transport:
+    from export.transports.grpc_transport import GrpcTransport  # it imports TensorFlow
+
+    return GrpcTransport(target, retries)
+
+
+def _rest(target: Target, retries: int) -> Transport:
+    from export.transports.rest_transport import RestTransport
+
+    return RestTransport(target, retries)
+
+
+PROTOCOLS: dict[str, Callable[[Target, int], Transport]] = {"grpc": _grpc, "rest": _rest}
 
 
 class RequestError(OSError):
@@ -55,8 +64,8 @@ class Client:
       version: Version of the model; None for the newest that is loaded.
       label: Label of the version, instead of its number.
       deadline: Seconds for each request of up to `MAX_ROWS` rows, including its retries.
-      retries: Number of times a request is repeated if the server is down or busy. The waits in
-        between double, starting from 0.2 seconds.
+      retries: Number of times a request is repeated if the server is down or busy, at most 4. The
+        waits in between double, starting from about 0.2 seconds.
 
     Raises:
       ValueError: if an argument is not allowed.
@@ -77,7 +86,7 @@ class Client:
         version: int | None = None,
         label: str | None = None,
         deadline: float = 60.0,
-        retries: int = 4,
+        retries: int = MAX_RETRIES,
     ):
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}: {protocol!r}.")
@@ -96,13 +105,13 @@ class Client:
             raise ValueError("label must be the label of a version, received an empty one.")
         if not (math.isfinite(deadline) and deadline > 0):
             raise ValueError(f"deadline must be positive and finite, received {deadline}.")
-        if retries < 0:
-            raise ValueError(f"retries must be at least 0, received {retries}.")
+        if not 0 <= retries <= MAX_RETRIES:
+            raise ValueError(f"retries must be from 0 to {MAX_RETRIES}, received {retries}.")
         self._protocol = protocol
         self._target = Target(server, model, version, label)
         self._deadline = deadline
         self._retries = retries
-        self._transport: Transport = PROTOCOLS[protocol](self._target)
+        self._transport: Transport = PROTOCOLS[protocol](self._target, retries)
 
     def __enter__(self) -> Client:
         return self
@@ -188,8 +197,12 @@ class Client:
           signature: Name of the signature.
           inputs: Arrays (B, …) by name; bytes are objects.
 
+        Returns:
+          Arrays (B, …) by name. Where one is called `error`, it says in a few words what is wrong
+          with an input's row, whose other outputs are blank then; see docs/serving.md.
+
         Raises:
-          RequestError: if the server does not answer or refuses.
+          RequestError: if the server does not answer, refuses, or answers with other rows.
         """
         rows = len(next(iter(inputs.values())))
         answers = [
@@ -199,35 +212,46 @@ class Client:
             )
             for first in range(0, rows, MAX_ROWS)
         ]
+        if len({_kinds(answer) for answer in answers}) > 1:
+            raise self._wrong_answer(signature, "its parts do not fit together")
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
     def _images(self, signature: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        return self.ask(signature, inputs)["image"]
+        answer = self.ask(signature, inputs)
+        images = answer.get("image")
+        if images is None or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+            raise self._wrong_answer(signature, "it has no images")
+        for index, error in enumerate(answer.get("error", [])):
+            if error:
+                said = _printable(error.decode(errors="replace"))
+                raise RequestError(
+                    "INVALID_ARGUMENT",
+                    f"The server at {self._target.server} cannot use picture {index}: {said}.",
+                )
+        return images
 
     def _request(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        end = time.monotonic() + self._deadline
-        wait = _FIRST_WAIT
-        for attempt in range(1, self._retries + 2):
-            try:
-                return self._transport.ask(signature, inputs, end - time.monotonic())
-            except Refusal as refusal:
-                # A random wait keeps clients that were refused together from returning together.
-                pause = wait * random.uniform(0.5, 1)
-                last = attempt > self._retries or time.monotonic() + pause >= end
-                if last or not refusal.temporary:
-                    message = self._explain(refusal, signature, attempt)
-                    raise RequestError(refusal.code, message) from refusal
-            time.sleep(pause)
-            wait *= 2
-        raise AssertionError("The last attempt returns or raises.")
+        try:
+            answer = self._transport.ask(signature, inputs, self._deadline)
+        except Refusal as refusal:
+            message = self._explain(refusal, signature)
+            raise RequestError(refusal.code, message) from refusal
+        rows = len(next(iter(inputs.values())))
+        if not answer or any(value.shape[:1] != (rows,) for value in answer.values()):
+            raise self._wrong_answer(signature, f"it has not {rows} rows")
+        return answer
 
-    def _explain(self, refusal: Refusal, signature: str, attempts: int) -> str:
+    def _wrong_answer(self, signature: str, fault: str) -> RequestError:
+        return RequestError(
+            "INTERNAL",
+            f"The answer of {self._target} at {self._target.server} to {signature!r} is wrong: "
+            f"{fault}.",
+        )
+
+    def _explain(self, refusal: Refusal, signature: str) -> str:
         """Returns one line that says what went wrong and what may help."""
         server = f"The server at {self._target.server}"
-        said = " ".join(refusal.detail.split())
-        if len(said) > _MAX_DETAIL:
-            said = said[:_MAX_DETAIL] + "…"
-        said = f"({refusal.code}: {said})"
+        said = f"({refusal.code}: {_printable(refusal.detail)})"
         if "Serving signature" in refusal.detail and "not found" in refusal.detail:
             return (
                 f"{server} has {self._target}, but without a signature {signature!r}: was it "
@@ -239,13 +263,22 @@ class Client:
             return f"{server} has no {self._target} loaded, or not yet. {said}"
         if refusal.code == "DEADLINE_EXCEEDED":
             return f"{server} did not answer within {self._deadline:g} seconds. {said}"
-        if refusal.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
-            tries = f"{attempts} attempts" if attempts > 1 else "1 attempt"
+        if refusal.code in TEMPORARY:
             return (
-                f"No answer from {self._target.server} in {tries}: is a server running there, "
+                f"No answer from {self._target.server}: is a server running there, "
                 f"with {self._protocol} on this port, and not too busy? {said}"
             )
         return f"{server} refuses the request to {signature!r} of {self._target}. {said}"
+
+
+def _kinds(answer: dict[str, np.ndarray]) -> frozenset[tuple]:
+    return frozenset((name, value.dtype, value.shape[1:]) for name, value in answer.items())
+
+
+def _printable(text: str) -> str:
+    """Returns a server's text as one line, without what a terminal would obey."""
+    line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+    return line if len(line) <= _MAX_DETAIL else f"{line[:_MAX_DETAIL]}…"
 
 
 def _drawing_inputs(rows: int, seed: int, temperature: float) -> dict[str, np.ndarray]:
@@ -267,10 +300,9 @@ def _drawing_inputs(rows: int, seed: int, temperature: float) -> dict[str, np.nd
 def _read_pictures(pictures: Sequence[str | os.PathLike | bytes]) -> np.ndarray:
     """Reads N pictures into an array (N,) of bytes, and decodes each once as a check.
 
-    A picture that the server cannot decode would fail all requests in the same batch.
-
     Raises:
-      ValueError: if there are none, or one is not a PNG or JPEG, is damaged, or is in CMYK.
+      ValueError: if there are none, or one is not a regular file, not a PNG or JPEG, too large,
+        damaged, or in CMYK.
       OSError: if a file cannot be read.
     """
     contents = np.empty(len(pictures), object)
@@ -280,8 +312,7 @@ def _read_pictures(pictures: Sequence[str | os.PathLike | bytes]) -> np.ndarray:
             name, content = f"Picture {index}", picture
         else:
             name = repr(os.fspath(picture))
-            with open(picture, "rb") as file:
-                content = file.read()
+            content = _read_file(picture)
         if content not in checked:
             _check_picture(name, content)
             checked.add(content)
@@ -291,13 +322,24 @@ def _read_pictures(pictures: Sequence[str | os.PathLike | bytes]) -> np.ndarray:
     return contents
 
 
+def _read_file(path: str | os.PathLike) -> bytes:
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
+        raise ValueError(f"{os.fspath(path)!r} is not a regular file.")
+    if os.path.getsize(path) > _MAX_FILE:
+        raise ValueError(f"{os.fspath(path)!r} has more than {_MAX_FILE >> 20} MiB.")
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def _check_picture(name: str, content: bytes) -> None:
     from PIL import Image  # imported here because only pictures need it
 
     try:
         with Image.open(io.BytesIO(content)) as image:
             file_format, mode = image.format, image.mode
-            if file_format in _PICTURE_FORMATS:
+            width, height = image.size
+            too_large = width * height > MAX_PIXELS
+            if file_format in _PICTURE_FORMATS and not too_large:
                 image.load()
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a picture; PNG and JPEG are.") from error
@@ -307,6 +349,10 @@ def _check_picture(name: str, content: bytes) -> None:
         raise ValueError(f"{name} is broken: {error}.") from error
     if file_format not in _PICTURE_FORMATS:
         raise ValueError(f"{name} is a picture in the format {file_format}; send PNG or JPEG.")
+    if too_large:
+        raise ValueError(
+            f"{name} has {width}x{height} pixels; send at most {MAX_PIXELS:,} of them."
+        )
     if mode == "CMYK":
         raise ValueError(
             f"{name} has the four channels of print (CMYK); send gray, RGB or RGBA pictures."

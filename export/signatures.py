@@ -7,6 +7,7 @@ fill them up with dummy rows. There is no state: the same row has the same answe
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -50,10 +51,13 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
     | `sample` | `seed`, `temperature` | `image` uint8 (B, h, w, C), `image_bytes` (B,), PNG |
     | `serving_default` | `examples`: tf.Examples with optional `seed`, `temperature` | the same |
     | `decode` | `z_00`, … (B, H_l, W_l, C_z) | the same |
-    | `reconstruct` | `image_bytes`, PNG or JPEG | the same |
-    | `vary` | `image_bytes`, `keep_groups`, `seed`, `temperature` | the same |
-    | `encode` | `image_bytes` | `z_00`, …: posterior means; `kl` (B, L) nats |
-    | `log_likelihood` | `image_bytes`, `seed` | `elbo`, `bits_per_dim` (B,); `kl` (B, L) nats |
+    | `reconstruct` | `image_bytes`, PNG or JPEG | the same, `error` |
+    | `vary` | `image_bytes`, `keep_groups`, `seed`, `temperature` | the same, `error` |
+    | `encode` | `image_bytes` | `z_00`, …: posterior means; `kl` (B, L) nats; `error` |
+    | `log_likelihood` | `image_bytes`, `seed` | `elbo`, `bits_per_dim` (B,); `kl`; `error` |
+
+    `error` (B,) is empty, or says what is wrong with the row's picture. The images of such a row
+    are black, and its numbers are NaN.
 
     Signatures without a seed binarise their pictures with seed 0, where the model is of binary
     images. With flows, the `kl` of `encode` is log q - log p at the means.
@@ -90,7 +94,7 @@ def _picture_signatures(model: InferenceModel, signature: Callable) -> dict[str,
     """The signatures that take pictures."""
     config = model.config
 
-    def read(contents: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def read(contents: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return read_pictures(contents, config, _row_seeds(seed, _OF_BINARISATION))
 
     def without_seed(contents: tf.Tensor) -> tf.Tensor:
@@ -98,37 +102,36 @@ def _picture_signatures(model: InferenceModel, signature: Callable) -> dict[str,
 
     @signature(_PICTURES)
     def reconstruct(image_bytes: tf.Tensor) -> Outputs:
-        images = read(image_bytes, without_seed(image_bytes))
-        return _image_outputs(model, latents.reconstruct(model, images))
+        images, error = read(image_bytes, without_seed(image_bytes))
+        reconstructed = _or_blank(latents.reconstruct(model, images), error)
+        return _image_outputs(model, reconstructed) | {"error": error}
 
     @signature(_PICTURES)
     def encode(image_bytes: tf.Tensor) -> Outputs:
-        images = read(image_bytes, without_seed(image_bytes))
+        images, error = read(image_bytes, without_seed(image_bytes))
         zeros = [tf.zeros([tf.shape(images)[0], *shape]) for shape in config.latent_shapes]
         output = model.infer(images, zeros)
-        return dict(zip(_latent_names(model), output.latents)) | {"kl": output.kl_per_group}
+        numbers = dict(zip(_latent_names(model), output.latents)) | {"kl": output.kl_per_group}
+        return {n: _or_blank(value, error) for n, value in numbers.items()} | {"error": error}
 
     @signature(_PICTURES, _KEEP_GROUPS, _SEED, _TEMPERATURE)
     def vary(
         image_bytes: tf.Tensor, keep_groups: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor
     ) -> Outputs:
-        varied = latents.vary(
-            model,
-            read(image_bytes, seed),
-            keep_groups,
-            _noise(model, seed),
-            allowed_temperature(temperature)[:, None],
-        )
-        return _image_outputs(model, varied)
+        images, error = read(image_bytes, seed)
+        rows = allowed_temperature(temperature)[:, None]
+        varied = latents.vary(model, images, keep_groups, _noise(model, seed), rows)
+        return _image_outputs(model, _or_blank(varied, error)) | {"error": error}
 
     @signature(_PICTURES, _SEED)
     def log_likelihood(image_bytes: tf.Tensor, seed: tf.Tensor) -> Outputs:
-        images = read(image_bytes, seed)
+        images, error = read(image_bytes, seed)
         output = model.infer(images, _noise(model, seed))
         log_prob = model.likelihood(output.logits).log_prob(images)
         elbo = log_prob - tf.reduce_sum(output.kl_per_group, axis=1)
         bits = bits_per_dimension(-elbo, config)
-        return {"elbo": elbo, "bits_per_dim": bits, "kl": output.kl_per_group}
+        numbers = {"elbo": elbo, "bits_per_dim": bits, "kl": output.kl_per_group}
+        return {n: _or_blank(value, error) for n, value in numbers.items()} | {"error": error}
 
     return {
         "reconstruct": reconstruct,
@@ -168,10 +171,17 @@ def _noise(model: InferenceModel, seed: tf.Tensor) -> list[tf.Tensor]:
     return row_noise(model, _row_seeds(seed, _OF_NOISE))
 
 
+def _or_blank(values: tf.Tensor, error: tf.Tensor) -> tf.Tensor:
+    """Replaces the rows of (B, …) whose picture has an error by values that are not numbers."""
+    fault = tf.reshape(tf.not_equal(error, ""), [-1, *[1] * (len(values.shape) - 1)])
+    return tf.where(fault, tf.constant(math.nan, values.dtype), values)
+
+
 def _image_outputs(model: InferenceModel, images: tf.Tensor) -> Outputs:
     """`image` and, where a PNG can hold it, `image_bytes` of (B, H, W, C) in [0, 1].
 
-    A value that is not a number, as of a temperature at which the network overflows, is black.
+    A value that is not a number, as of a temperature at which the network overflows or of a picture
+    with an error, is black.
     """
     cropped = model.crop_padding(images)
     values = tf.where(tf.math.is_nan(cropped), 0.0, tf.clip_by_value(cropped, 0.0, 1.0))

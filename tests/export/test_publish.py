@@ -241,6 +241,13 @@ def publisher(base, count, keep):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
+def end(process):
+    """Kills a process, and returns its exit code."""
+    process.kill()
+    process.communicate()
+    return process.returncode
+
+
 @pytest.mark.slow
 def test_a_reader_never_sees_a_broken_version(tmp_path):
     """More than 50 publishes by processes most of which are killed in the middle of one."""
@@ -266,13 +273,11 @@ def test_a_reader_never_sees_a_broken_version(tmp_path):
         for _ in range(wait.randrange(8, 14)):
             process.stdout.readline()
         time.sleep(wait.uniform(0, 0.3))
-        process.kill()
-        killed += process.wait() < 0
+        killed += end(process) < 0
         process = following
         if max(versions(tmp_path), default=0) >= 50:
             break
-    process.kill()
-    killed += process.wait() < 0
+    killed += end(process) < 0
     unfinished = [name for name in os.listdir(tmp_path) if name.startswith(".unfinished")]
     publisher(tmp_path, 1, keep=10).communicate()
     stop.set()

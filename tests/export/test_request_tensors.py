@@ -1,8 +1,13 @@
 """From the bytes in a request to what the model gets, against NumPy."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from export.request_tensors import allowed_temperature, read_examples, read_pictures
 from nvae_tf.data.pipeline import preprocess
@@ -21,7 +26,11 @@ def seeds(*values):
 
 
 def read(contents, config, *values):
-    return read_pictures(tf.stack(contents), config, seeds(*(values or [0] * len(contents))))
+    images, errors = read_pictures(
+        tf.stack(contents), config, seeds(*(values or [0] * len(contents)))
+    )
+    assert not any(errors.numpy())
+    return images
 
 
 def content(images):
@@ -103,10 +112,67 @@ def test_binarisation_follows_the_intensity():
     assert np.abs(drawn.mean(0) - image[0] / 255).max() < 5 * 0.5 / np.sqrt(count)
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF?", b"\x89PNG\r\n\x1a\n broken"])
-def test_what_is_no_picture_is_an_error(content):
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        read([tf.constant(content)], COLOURS)
+def png_header(width, height):
+    """A PNG of one header that claims a size, and one chunk of compressed pixels behind it."""
+
+    def chunk(kind, data):
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n"
+    return start + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 99))
+
+
+def in_format(kind):
+    file = io.BytesIO()
+    Image.fromarray(pictures(1, 40, 40)[0]).save(file, kind)
+    return file.getvalue()
+
+
+UNREADABLE = {
+    "empty": b"",
+    "text": b"GIF?",
+    "broken PNG": b"\x89PNG\r\n\x1a\n broken",
+    "truncated PNG": in_format("PNG")[:-80],
+    "damaged PNG": in_format("PNG")[:60] + b"!!!" + in_format("PNG")[63:],
+    "short JPEG": in_format("JPEG")[:30],
+    "GIF": in_format("GIF"),
+    "BMP": in_format("BMP"),
+    "pixels that are missing": png_header(100, 100),
+}
+
+
+@pytest.mark.parametrize("model", [COLOURS, GRAY], ids=["colours", "gray"])
+def test_a_picture_with_an_error_is_black_and_leaves_the_others_alone(model):
+    good = list(as_png(pictures(2)))
+    contents = [good[0], *map(tf.constant, UNREADABLE.values()), good[1]]
+    images, errors = tf.function(read_pictures)(
+        tf.stack(contents), model, seeds(*[0] * len(contents))
+    )
+    expected = read(good, model)
+    np.testing.assert_array_equal([images[0], images[-1]], expected)
+    assert not images[1:-1].numpy().any()
+    said = dict(zip(UNREADABLE, errors.numpy()[1:-1]))
+    assert not errors[0].numpy() and not errors[-1].numpy()
+    assert {
+        name for name, error in said.items() if b"not a whole PNG or JPEG" not in error
+    } == set()
+
+
+@pytest.mark.parametrize("size", [(23000, 23000), (4097, 4096), (1 << 31, 1 << 31), (2**32 - 1, 5)])
+def test_a_picture_that_is_too_large_is_not_decoded(size):
+    images, errors = read_pictures(tf.constant([png_header(*size)]), GRAY, seeds(0))
+    assert not images.numpy().any()
+    assert b"pixels" in errors[0].numpy() or size[0] >= 1 << 31
+
+
+def test_a_jpeg_that_is_too_large_is_not_decoded():
+    file = in_format("JPEG")
+    start = file.index(b"\xff\xc0") + 5  # height and width in the frame's header
+    huge = file[:start] + struct.pack(">HH", 65000, 65000) + file[start + 4 :]
+    _, errors = read_pictures(tf.constant([huge]), COLOURS, seeds(0))
+    assert b"more than 16,777,216 pixels" in errors[0].numpy()
 
 
 def example(**features):

@@ -1,0 +1,1 @@
+"""Transports that carry the client's requests, a module for each protocol."""
