@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import urllib.request
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,14 +35,20 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
     import tensorflow_datasets as tfds  # slow to import, and other data sets do not need it
 
     try:
-        builder = tfds.builder(data.name, data_dir=data.data_dir or None)
+        with _own_features_only():
+            builder = tfds.builder(data.name, data_dir=data.data_dir or None)
+            features = builder.info.features or {}
+    except _ForeignFeature as error:
+        raise ValueError(
+            f"The files of the data set {data.name!r} in {data.data_dir or 'its place'!r} name "
+            f"the feature {error}; only those of TensorFlow Datasets itself are read."
+        ) from error
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise ValueError(
             f"Unknown data set {data.name!r}: data.name must be fashion_mnist_embedded, folder, "
             "idx, tfrecord or the name of a TensorFlow Datasets image set such as mnist or cifar10 "
             f"({_first_line(error)})."
         ) from error
-    features = builder.info.features or {}
     if data.feature not in features:
         raise ValueError(
             f"The data set {data.name!r} has no feature {data.feature!r} (data.feature), but "
@@ -78,6 +86,35 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
     )
     identity = f"{builder.info.full_name}/{split}/{builder.data_dir}"
     return Source(dataset.map(lambda example: _8_bits(example[data.feature])), count, identity)
+
+
+class _ForeignFeature(Exception):
+    """A kind of feature that is not of TensorFlow Datasets."""
+
+
+@contextlib.contextmanager
+def _own_features_only() -> Iterator[None]:
+    """Keeps TFDS from importing whatever module a data set's `features.json` names.
+
+    With `python -m`, that may be a file of the directory in which the program runs. TFDS looks
+    names up in one place only, and has no setting for it.
+    """
+    import tensorflow_datasets as tfds
+
+    connector = tfds.features.FeatureConnector
+    original = vars(connector)["cls_from_name"]
+    lookup = connector.cls_from_name
+
+    def checked(name: str) -> type[tfds.features.FeatureConnector]:
+        if not name.startswith("tensorflow_datasets."):
+            raise _ForeignFeature(repr(name))
+        return lookup(name)
+
+    connector.cls_from_name = checked
+    try:
+        yield
+    finally:
+        connector.cls_from_name = original
 
 
 def _has_network() -> bool:

@@ -87,6 +87,43 @@ def test_without_a_network_nothing_is_tried_for_minutes(monkeypatch, tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.fixture
+def prepared(tmp_path):
+    """A small TFDS data set in files: its configuration, and the path of its features."""
+    import tensorflow_datasets as tfds
+
+    images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28, 1)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="few",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(28, 28, 1))}),
+        split_datasets={"train": [(i, {"image": image}) for i, image in enumerate(images)]},
+        data_dir=tmp_path,
+        disable_shuffling=True,
+    )
+    (features,) = (tmp_path / "few").rglob("features.json")
+    return DataConfig(name="few", data_dir=str(tmp_path)), features
+
+
+def test_a_prepared_set_of_ones_own(prepared):
+    data, _ = prepared
+    assert load_images(data, GRAY, "train").shape == (2, 28, 28, 1)
+
+
+def test_modules_that_a_data_set_names_are_not_imported(prepared, tmp_path, monkeypatch):
+    data, features = prepared
+    (tmp_path / "intruder.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    content = features.read_text()
+    own = "tensorflow_datasets.core.features.image_feature.Image"
+    assert own in content
+    features.write_text(content.replace(own, "intruder.Image"))
+    with pytest.raises(ValueError, match="'few' in .* name the feature 'intruder.Image'; only"):
+        load_images(data, GRAY, "train")
+    features.write_text(content)
+    assert len(load_images(data, GRAY, "train")) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.exists(), reason="needs the package dataset-fashion-mnist")
 def test_the_full_set_through_tfds(monkeypatch, tmp_path):
