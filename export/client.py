@@ -1,11 +1,11 @@
 """Asks a server for images: `python -m export.client --server=HOST:PORT --output=x.png`.
 
-The server is TensorFlow Serving. The images that its model returns are written as a sheet:
+The server is TensorFlow Serving. Its model returns images:
 
   sample        images from the prior
   reconstruct   reconstructions of pictures
-  vary          a row for each picture, whose first groups are kept and the others drawn anew, from
-                the same seeds in every row
+  vary          several for each picture, a row of the sheet, whose first groups are kept and the
+                others drawn anew, from the same seeds for every picture
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from absl import app, flags
 
 from export.serving_client import PROTOCOLS, Client
 from export.transports.transport import MAX_RETRIES
-from nvae_tf.command_line import check_flags_of_mode, usage_errors
+from nvae_tf.command_line import MAX_IMAGES, check_flags_of_mode, usage_errors
 from nvae_tf.files import write_atomically
-from nvae_tf.sampling.images import check_image_output, encode_png, sheet
+from nvae_tf.sampling.images import check_image_output, encode_png, image_writer, sheet
 
 _FLAGS_OF_MODE = {
     "sample": ("num_samples", "seed", "temperature"),
@@ -41,7 +41,11 @@ _VERSION = flags.DEFINE_integer(
 _LABEL = flags.DEFINE_string("label", None, "Label of the version, instead of its number.")
 _MODE = flags.DEFINE_enum("mode", "sample", list(_FLAGS_OF_MODE), "Images to ask for.")
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 16, "Number of images; vary: number of images for each picture.", lower_bound=1
+    "num_samples",
+    16,
+    "Number of images; vary: number of images for each picture.",
+    lower_bound=1,
+    upper_bound=MAX_IMAGES,
 )
 _SEED = flags.DEFINE_integer(
     "seed",
@@ -73,7 +77,11 @@ _RETRIES = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=MAX_RETRIES,
 )
-_OUTPUT = flags.DEFINE_string("output", "samples.png", "Sheet to write, x.png.")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    "samples.png",
+    "x.png: a sheet of all images; x.npy: a uint8 array (N, h, w, C); x/: a directory of PNGs.",
+)
 
 
 def check_flags(mode: str) -> None:
@@ -89,8 +97,7 @@ def main(argv: list[str]) -> None:
         mode, number, pictures = _MODE.value, _NUM_SAMPLES.value, _IMAGES.value
         check_flags(mode)
         rows = {"sample": number, "reconstruct": len(pictures), "vary": number * len(pictures)}
-        if check_image_output(_OUTPUT.value, rows[mode]) != ".png":
-            raise ValueError(f"The output must end in .png, received {_OUTPUT.value!r}.")
+        output_format = check_image_output(_OUTPUT.value, rows[mode])
         with Client(
             _SERVER.value,
             _PROTOCOL.value,
@@ -111,8 +118,12 @@ def main(argv: list[str]) -> None:
                     for picture in pictures
                 ]
                 images = np.concatenate(varied)
-        columns = number if mode == "vary" else None
-        write_atomically(_OUTPUT.value, encode_png(sheet(images, columns)))
+        if output_format == ".png":
+            columns = number if mode == "vary" else None
+            write_atomically(_OUTPUT.value, encode_png(sheet(images, columns)))
+        else:
+            with image_writer(_OUTPUT.value, len(images), images.shape[1:]) as write:
+                write(images)
     print(f"{mode}, {len(images)} images from {_SERVER.value}: {_OUTPUT.value}")
 
 

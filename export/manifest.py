@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.files import write_atomically
+from nvae_tf.files import read_json, write_atomically
 from nvae_tf.model.pretrained import package_version
 from nvae_tf.runs.load import TrainedModel
 
@@ -74,9 +74,13 @@ def read_manifest(directory: str | os.PathLike) -> Manifest | None:
     if not os.path.exists(path):
         return None
     try:
-        with open(path, encoding="utf-8") as file:
-            fields = json.load(file)
-        return Manifest(**(fields | {"signatures": tuple(fields["signatures"])}))
+        fields = read_json(path)
+        manifest = Manifest(**(fields | {"signatures": tuple(fields["signatures"])}))
+        kinds = (manifest.config, dict), (manifest.metrics, dict), (manifest.step, int)
+        wrong = [value for value, kind in kinds if not isinstance(value, kind)]
+        if wrong or not manifest.image_format:
+            raise TypeError(f"{wrong} of a wrong kind")
+        return manifest
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path!r} is not a manifest of this package: {error!r}") from error
 

@@ -21,6 +21,10 @@ from nvae_tf.runs.workdir import CHECKPOINTS, Workdir
 # The flags that are defined here belong to the program that asks for them, and to its --help.
 flags.disclaim_key_flags()
 
+# What one call of a program may ask for; more is a slip of the finger, or takes all memory.
+MAX_BATCH = 10_000
+MAX_IMAGES = 10_000_000
+
 _CONFIG_FLAG = re.compile(r"--?(?:no)?config\.([\w.]+)")
 
 

@@ -499,7 +499,10 @@ class ExperimentConfig:
           ValueError: if the text is not JSON, names an unknown field, or holds a value that is
             not allowed.
         """
-        sections = json.loads(text)
+        try:
+            sections = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"A configuration is JSON: {error}.") from error
         if not isinstance(sections, dict) or not all(
             isinstance(v, dict) for v in sections.values()
         ):

@@ -1,12 +1,16 @@
-"""Writing of files and directories that appear complete or not at all."""
+"""Files that appear complete or not at all, and small files that are checked as they are read."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from typing import Any
+
+_SMALL = 1 << 24  # bytes of a text; those of this package have some thousands
 
 
 @contextlib.contextmanager
@@ -85,10 +89,47 @@ def new_directory(path: str | os.PathLike) -> Iterator[str]:
     path = os.path.normpath(path)
     if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
         raise ValueError(f"{path!r} exists already and is not an empty directory.")
-    temporary = f"{path}.tmp-{os.getpid()}"
+    parent, name = os.path.split(path)
+    temporary = os.path.join(parent, f".{name}.{secrets.token_hex(8)}")
     os.makedirs(temporary)
     try:
         yield temporary
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Reads a small text, such as a configuration.
+
+    Raises:
+      ValueError: It is not a regular file, has more than 16 MiB, or is not UTF-8.
+      OSError: There is none, or it cannot be read.
+    """
+    path = os.fspath(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
+        raise ValueError(f"{path!r} is not a regular file.")
+    if os.path.getsize(path) > _SMALL:
+        raise ValueError(f"{path!r} has more than {_SMALL >> 20} MiB.")
+    with open(path, encoding="utf-8") as file:
+        try:
+            return file.read()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path!r} is not a text in UTF-8: {error}.") from error
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      ValueError: As from `read_text`, or it is not a JSON object.
+      OSError: There is none, or it cannot be read.
+    """
+    text = read_text(path)
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is not JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{os.fspath(path)!r} is not a JSON object.")
+    return fields

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.files import check_output, new_directory, write_atomically
+from nvae_tf.files import check_output, new_directory, read_json, write_atomically
 from nvae_tf.sampling.images import encode_png, image_writer, sheet, to_uint8
 
 
@@ -96,3 +96,30 @@ def test_an_array_needs_room_on_the_disk(tmp_path, monkeypatch):
     ):
         raise AssertionError("nothing may be written")
     assert not os.listdir(tmp_path)
+
+
+BAD_JSON = {
+    "not UTF-8": b"{\xff}",
+    "cut off": b'{"a": 1',
+    "nested": b"[" * 100_000,
+    "list": b"[]",
+    "number": b"7",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", BAD_JSON.values(), ids=BAD_JSON)
+def test_json_of_the_wrong_shape(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.json' is not"):
+        read_json(tmp_path / "x.json")
+
+
+def test_json_that_never_ends(tmp_path):
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_json(tmp_path / "x.json")
+    with open(tmp_path / "y.json", "wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(ValueError, match="more than 16 MiB"):
+        read_json(tmp_path / "y.json")

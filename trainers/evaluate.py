@@ -8,6 +8,8 @@ import os
 from absl import app, flags
 
 from nvae_tf.command_line import (
+    MAX_BATCH,
+    MAX_IMAGES,
     config_changes,
     define_config_flag,
     define_model_flags,
@@ -31,15 +33,24 @@ _NUM_IMAGES = flags.DEFINE_integer(
     lower_bound=1,
 )
 _NUM_IW_SAMPLES = flags.DEFINE_integer(
-    "num_iw_samples", 1, "Draws per image for the importance-weighted bound.", lower_bound=1
+    "num_iw_samples",
+    1,
+    "Draws per image for the importance-weighted bound.",
+    lower_bound=1,
+    upper_bound=MAX_IMAGES,
 )
 _NUM_HIERARCHY_IMAGES = flags.DEFINE_integer(
     "num_hierarchy_images",
     1000,
     "Images on which the use of the latent groups is measured; 0: none.",
+    lower_bound=0,
 )
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 0, "Samples for FID, KID, precision and recall (usual: 50000); 0: none."
+    "num_samples",
+    0,
+    "Samples for FID, KID, precision and recall (usual: 50000); 0: none.",
+    lower_bound=0,
+    upper_bound=MAX_IMAGES,
 )
 _FEATURES = flags.DEFINE_string(
     "features",
@@ -67,7 +78,9 @@ _REFERENCE_SPLIT = flags.DEFINE_string(
     None,
     "Split that the samples are compared with; default: data.train_split.",
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images at a time.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 100, "Images at a time.", lower_bound=1, upper_bound=MAX_BATCH
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the binarisation and all draws.", lower_bound=0)
 _PER_IMAGE = flags.DEFINE_string(
     "per_image", None, "CSV file to write with the bounds of each image."
@@ -75,8 +88,8 @@ _PER_IMAGE = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "JSON file to write; a report is written beside it as HTML. Default: evaluation.json in the "
-    "workdir, or evaluation_best.json for the best checkpoint; nothing for a preset.",
+    "JSON file to write, x.json; a report is written beside it as HTML. Default: evaluation.json "
+    "in the workdir, or evaluation_best.json for the best checkpoint; nothing for a preset.",
 )
 
 
@@ -92,6 +105,8 @@ def main(argv: list[str]) -> None:
         trained = _find_model()
         config = config_changes(trained.config)
         output = _OUTPUT.value or trained.evaluation_path
+        if output and os.path.splitext(output)[1] != ".json":
+            raise ValueError(f"The output must end in .json, received {output!r}.")
         for path in filter(None, (output, _PER_IMAGE.value)):
             check_output(path)
         group_temperatures(config.model, _TEMPERATURE.value)  # fails early on a wrong flag

@@ -11,6 +11,7 @@ Every mode makes a grid of images:
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -75,7 +76,9 @@ _KEEP_GROUPS = flags.DEFINE_list(
     None,
     "vary: numbers of groups to keep from the image, one for each row; default: 0, 1, … all.",
 )
-_STEPS = flags.DEFINE_integer("steps", 8, "Columns of interpolate and traverse.", lower_bound=2)
+_STEPS = flags.DEFINE_integer(
+    "steps", 8, "Columns of interpolate and traverse.", lower_bound=2, upper_bound=1000
+)
 _DEVIATIONS = flags.DEFINE_float(
     "deviations",
     3.0,
@@ -110,6 +113,8 @@ def integers(flag: flags.FlagHolder, default: range, limit: int) -> list[int]:
 def check_flags(mode: str) -> None:
     """Raises a ValueError if flags contradict each other or the mode does not use them."""
     check_flags_of_mode(mode, _FLAGS_OF_MODE)
+    if not math.isfinite(_DEVIATIONS.value):  # absl's bounds let nan pass
+        raise ValueError(f"--deviations must be finite, received {_DEVIATIONS.value}.")
     if mode in _ANIMATED and _IMAGES.value is not None and _SEEDS.value is not None:
         raise ValueError("Choose between --images and --seeds.")
     if mode not in _ANIMATED and _OUTPUT.value.endswith(ANIMATIONS):

@@ -7,7 +7,13 @@ import contextlib
 from absl import app, flags
 from tqdm import tqdm
 
-from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
+from nvae_tf.command_line import (
+    MAX_BATCH,
+    MAX_IMAGES,
+    define_model_flags,
+    usage_errors,
+    use_devices,
+)
 from nvae_tf.sampling.images import check_image_output, image_writer
 from nvae_tf.sampling.readjustment import PASSES, readjusted, stored_statistics
 from nvae_tf.sampling.sampler import OUTPUTS, Sampler, group_temperatures
@@ -30,8 +36,12 @@ _READJUST_BN = flags.DEFINE_bool(
 _PIXELS = flags.DEFINE_enum(
     "pixels", "mean", OUTPUTS, "Mean of the distribution over images, or a sample from it."
 )
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Number of images.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", 64, "Number of images.", lower_bound=1, upper_bound=MAX_IMAGES
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 64, "Images at a time.", lower_bound=1, upper_bound=MAX_BATCH
+)
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same images.", lower_bound=0)
 _OUTPUT = flags.DEFINE_string(
     "output",

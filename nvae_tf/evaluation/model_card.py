@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import json
 import pathlib
+import re
+import shlex
 import string
+from collections.abc import Mapping
+from typing import Any
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.model.nvae import NVAE
@@ -21,14 +27,18 @@ def model_card(trained: TrainedModel) -> str:
     """Returns the model card of a trained model, as Markdown with a header in YAML.
 
     Facts that the files do not hold are left as placeholders in angle brackets.
+
+    Raises:
+      ValueError: The evaluation is not one of this package.
     """
     config, step = trained.config, trained.step
     height, width, channels = config.model.content_shape
     data = config.data
     fields = {
-        "name": trained.name,
-        "flags": trained.flags,
-        "dataset": data.name,
+        "name": _prose(trained.name),
+        "flags": _line(trained.flags),
+        "export_base": _line(shlex.quote(f"--export_base=serving/{trained.name}")),
+        "dataset": json.dumps(data.name),  # which is YAML as well
         "step": f"{step:,}",
         "num_groups": config.model.num_groups,
         "num_scales": config.model.num_latent_scales,
@@ -37,8 +47,8 @@ def model_card(trained: TrainedModel) -> str:
         f"{config.model.num_x_bits} bit(s)",
         "likelihood": _LIKELIHOODS[config.model.likelihood],
         "groups": _groups(config),
-        "data": f"`{data.name}`" + (f" in `{data.data_dir}`" if data.data_dir else ""),
-        "train_split": data.train_split,
+        "data": _code(data.name) + (f" in {_code(data.data_dir)}" if data.data_dir else ""),
+        "train_split": _code(data.train_split),
         "steps": f"{step:,}",
         "batch": config.train.global_batch_size,
         "learning_rate": config.optimizer.learning_rate,
@@ -51,6 +61,24 @@ def model_card(trained: TrainedModel) -> str:
         "config": config.to_json().strip(),
     }
     return string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(fields)
+
+
+def _line(text: str) -> str:
+    """Returns a text whose line breaks and other control characters are question marks."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _prose(text: str) -> str:
+    """Returns what Markdown shows as this text."""
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(_line(text), quote=False))
+
+
+def _code(text: str) -> str:
+    """Returns what Markdown shows as this text in the font of code."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    space = " " if longest else ""
+    return f"{fence}{space}{_line(text)}{space}{fence}"
 
 
 def _groups(config: ExperimentConfig) -> str:
@@ -66,8 +94,18 @@ def _evaluation(trained: TrainedModel) -> str:
     result = trained.evaluation
     if not result:
         return "Not evaluated at this step: run `nvae-evaluate`, and write this card again."
+    try:
+        return _bounds(result)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The evaluation of {trained.origin} is not one of nvae-evaluate ({error!r}): run it "
+            "again."
+        ) from error
+
+
+def _bounds(result: Mapping[str, Any]) -> str:
     return (
-        f"On {result['num_images']:,} images of the split `{result['split']}`, per image:\n\n"
+        f"On {result['num_images']:,} images of the split {_code(result['split'])}, per image:\n\n"
         "| | nats | bits per dimension |\n|---|---|---|\n"
         f"| -ELBO | {result['negative_elbo']:.2f} ± "
         f"{result['negative_elbo_standard_error']:.2f} "

@@ -22,7 +22,7 @@ import numpy as np
 
 from nvae_tf import presets
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.files import new_directory
+from nvae_tf.files import new_directory, read_json, read_text
 
 _CONFIG, _METADATA, _WEIGHTS, _CARD = (
     "config.json",
@@ -78,22 +78,18 @@ class Pretrained:
             directory = name
             if not os.path.isdir(directory):
                 raise ValueError(_advice(name))
-        texts = {}
-        for file in (_CONFIG, _METADATA):
-            try:
-                texts[file] = pathlib.Path(directory, file).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(
-                    f"{name!r} is not the directory of a trained model: {error}. It must hold "
-                    f"{_CONFIG}, {_METADATA} and {_WEIGHTS}, which nvae-save-preset writes."
-                ) from error
-        config = ExperimentConfig.from_json(texts[_CONFIG])
         try:
-            facts = json.loads(texts[_METADATA])
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name!r}: {_METADATA} is damaged ({error}).") from error
-        if not isinstance(facts, dict):
-            raise ValueError(f"{name!r}: {_METADATA} must be a JSON object.")
+            config = ExperimentConfig.from_json(read_text(os.path.join(directory, _CONFIG)))
+            facts = read_json(os.path.join(directory, _METADATA))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{name!r} is not the directory of a trained model: {error} It must hold "
+                f"{_CONFIG}, {_METADATA} and {_WEIGHTS}, which nvae-save-preset writes."
+            ) from error
+        if type(facts.get("step", 0)) is not int or not isinstance(
+            facts.get("evaluation", {}), dict
+        ):
+            raise ValueError(f"{name!r}: step or evaluation in {_METADATA} are of a wrong kind.")
         return cls(name, directory, config, facts)
 
     def load_weights(self, model: keras.Model) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.storage import cache_directory
+from nvae_tf.files import read_json
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.model.pretrained import Pretrained
 from nvae_tf.model.stacks import read_values
@@ -74,7 +75,8 @@ class TrainedModel:
         return cls(
             _last_part(workdir.path),
             f"{workdir.path}, {checkpoint} checkpoint",
-            f"--workdir={workdir.path}" + (" --checkpoint=best" if checkpoint == "best" else ""),
+            shlex.quote(f"--workdir={workdir.path}")
+            + (" --checkpoint=best" if checkpoint == "best" else ""),
             config,
             step,
             _evaluation(evaluations, step),
@@ -94,9 +96,9 @@ class TrainedModel:
         return cls(
             _last_part(found.name),
             found.name,
-            f"--preset={found.name}",
+            shlex.quote(f"--preset={found.name}"),
             found.config,
-            int(found.metadata.get("step", 0)),
+            found.metadata.get("step", 0),
             found.metadata.get("evaluation", {}),
             None,
             os.path.join(cache_directory(found.config.data), "batch_norm"),
@@ -133,8 +135,7 @@ def _evaluation(paths: Sequence[str], step: int) -> Mapping[str, Any]:
     """Returns the first of the evaluations that was made at that step."""
     for path in paths:
         if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                fields = json.load(file)
+            fields = read_json(path)
             if fields.pop("step", None) == step:
                 return fields
     return {}

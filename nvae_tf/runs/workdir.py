@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.files import write_atomically
+from nvae_tf.files import read_json, read_text, write_atomically
 from nvae_tf.runs.checkpoint_files import newest_checkpoint
 
 CHECKPOINTS = ("latest", "best")
@@ -79,8 +79,11 @@ class Workdir:
         """
         if not self.has_config:
             raise FileNotFoundError(f"{self.path!r} is not the workdir of a run: no {_CONFIG}.")
-        with open(self / _CONFIG, encoding="utf-8") as file:
-            return ExperimentConfig.from_json(file.read())
+        text = read_text(self / _CONFIG)
+        try:
+            return ExperimentConfig.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{self / _CONFIG!r}: {error}") from error
 
     def check_usable(self) -> None:
         """Raises an OSError if the directory is something else, or cannot be created or written."""
@@ -126,8 +129,7 @@ class Workdir:
         """
         if not os.path.exists(self / _IMAGES):
             return
-        with open(self / _IMAGES, encoding="utf-8") as file:
-            before = json.load(file)
+        before = read_json(self / _IMAGES)
         for split, now in images.items():
             if before.get(split) != now:
                 raise ValueError(
@@ -195,5 +197,4 @@ class Workdir:
         """Returns the step of the newest evaluation, or None."""
         if not os.path.exists(self.evaluation):
             return None
-        with open(self.evaluation, encoding="utf-8") as file:
-            return json.load(file).get("step")
+        return read_json(self.evaluation).get("step")

@@ -443,6 +443,16 @@ def test_other_modes_of_the_program(server, files, tmp_path):
 
 
 @pytest.mark.slow
+def test_other_outputs_of_the_program(server, tmp_path):
+    for output in (tmp_path / "x.npy", f"{tmp_path}/x/"):
+        start(server.grpc_address, "--num_samples=3", f"--output={output}").communicate()
+    with connect(server, "grpc") as client:
+        expected = client.sample(3)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
+    assert_sheet(tmp_path / "x" / "00002.png", expected[2])
+
+
+@pytest.mark.slow
 def test_what_the_program_refuses(server, files, tmp_path):
     images = f"--images={files[0]}"
     output = f"--output={tmp_path / 'x.png'}"
@@ -452,7 +462,7 @@ def test_what_the_program_refuses(server, files, tmp_path):
         "No such file or directory: 'none.png'": ("--mode=reconstruct", "--images=none.png"),
         "--mode=reconstruct needs --images": ("--mode=reconstruct",),
         "--mode=reconstruct has no use for --seed": ("--mode=reconstruct", images, "--seed=1"),
-        "The output must end in .png": ("--output=x.npy",),
+        "The output must end in .png": ("--output=x.gif",),
     }
     programs = [start(server.grpc_address, output, *flags) for flags in refused.values()]
     for program, message in zip(programs, refused):

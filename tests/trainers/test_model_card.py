@@ -1,5 +1,6 @@
 """The model card says what the run's files say."""
 
+import dataclasses
 import json
 
 import pytest
@@ -41,6 +42,31 @@ def test_an_evaluation_of_another_step_does_not_count(finished, tmp_path):
         result = json.load(file) | {"step": 3}
     (tmp_path / "evaluation.json").write_text(json.dumps(result))
     assert "Not evaluated at this step" in model_card(TrainedModel.of_run(copy))
+
+
+def test_names_are_text_and_not_markup(finished, tmp_path):
+    name = "a`b``\n# <b>*x*</b> [y](z) $step"
+    config = finished.read_config().override({"data.data_dir": f"/{name}", "data.name": "idx"})
+    trained = dataclasses.replace(
+        TrainedModel.of_run(finished), name=name, flags=f"'--workdir=/{name}'", config=config
+    )
+    card = model_card(trained)
+    assert "# Model card: a\\`b\\`\\`?\\# &lt;b&gt;\\*x\\*&lt;/b&gt; \\[y\\](z) $step\n" in card
+    assert "``` /a`b``?# <b>*x*</b> [y](z) $step ```" in card
+    assert 'datasets: ["idx"]' in card
+    assert len(card.splitlines()) == len(model_card(TrainedModel.of_run(finished)).splitlines())
+
+
+@pytest.mark.parametrize("fields", [{}, {"negative_elbo": "low"}, {"kl_per_group": 7}])
+def test_an_evaluation_of_the_wrong_shape(finished, tmp_path, fields):
+    copy = Workdir(tmp_path)
+    copy.write_config(finished.read_config())
+    (tmp_path / "checkpoints").symlink_to(finished.checkpoints)
+    with open(finished.evaluation) as file:
+        result = json.load(file) | fields if fields else {"step": 4, "num_images": 3}
+    (tmp_path / "evaluation.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="is not one of nvae-evaluate.*run it again"):
+        model_card(TrainedModel.of_run(copy))
 
 
 def test_wrong_usage(tmp_path):

@@ -67,6 +67,29 @@ def test_wrong_usage_of_train(tmp_path):
         assert not out and not os.path.exists(tmp_path / case), case
 
 
+BAD_FLAGS = {
+    "report over its numbers": ("evaluate", "--output=e.html", "must end in .json"),
+    "fewer than no images": ("evaluate", "--num_hierarchy_images=-1", "non-negative"),
+    "batches of millions": ("evaluate", "--batch_size=1000000", "[1, 10000]"),
+    "draws without end": ("evaluate", "--num_iw_samples=100000000000", "[1, 10000000]"),
+    "samples without end": ("sample", "--num_samples=100000000000", "[1, 10000000]"),
+    "columns without end": ("latents", "--steps=1000000", "[2, 1000]"),
+    "no number": ("latents", "--deviations=nan", "--deviations must be finite"),
+}
+
+
+def test_wrong_flags_of_other_programs(finished):
+    processes = {
+        case: Program(f"trainers.{program}", f"--workdir={finished.path}", *flags)
+        for case, (program, *flags, _) in BAD_FLAGS.items()
+        for flags in [[*flags, *(["--mode=traverse"] if program == "latents" else [])]]
+    }
+    for case, (*_, message) in BAD_FLAGS.items():
+        out, err = processes[case].communicate()
+        assert processes[case].returncode == 1, case
+        assert message in err and "Traceback" not in err and not out, (case, err)
+
+
 def test_sample_writes_the_same_sheet_for_the_same_seed(finished, tmp_path):
     seeds = {"a": 1, "b": 1, "c": 2}
     processes = [

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 
 import tensorflow as tf
 
 from nvae_tf.config import TrainConfig
+
+_WORKERS = ("chief", "worker", "evaluator")  # the jobs of a cluster that trains in step
+_EXAMPLE = (
+    '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, '
+    '"task": {"type": "worker", "index": 0}}'
+)
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
@@ -22,18 +30,18 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
     Raises:
       ValueError: The name is unknown, or is `multi_worker` while nothing lists the workers, or
-        `mirrored` while there is only a CPU.
+        `mirrored` while there is only a CPU; or TF_CONFIG is not what TensorFlow needs.
     """
     slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
     if name == "multi_worker" and not (os.environ.get("TF_CONFIG") or slurm):
         raise ValueError(
             "train.strategy multi_worker needs the environment variable TF_CONFIG: the workers' "
-            'addresses and this one\'s place, such as {"cluster": {"worker": ["host1:12345", '
-            '"host2:12345"]}, "task": {"type": "worker", "index": 0}}. Under Slurm, srun with '
-            "several tasks is enough."
+            f"addresses and this one's place, such as {_EXAMPLE}. Under Slurm, srun with several "
+            "tasks is enough."
         )
     if name in ("multi_worker", "auto"):
-        if os.environ.get("TF_CONFIG"):
+        if text := os.environ.get("TF_CONFIG"):
+            check_cluster(text)
             return tf.distribute.MultiWorkerMirroredStrategy()
         if slurm:
             resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
@@ -50,6 +58,38 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name in ("auto", "one_device"):
         return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
     raise ValueError(f"Unknown strategy {name!r}.")
+
+
+def check_cluster(text: str) -> None:
+    """Checks the value of TF_CONFIG, of which TensorFlow's own errors say little.
+
+    Raises:
+      ValueError: It is not JSON, lists no workers, or this process is none of them.
+    """
+
+    def require(condition: bool, fault: str) -> None:
+        if not condition:
+            raise ValueError(f"The environment variable TF_CONFIG {fault}, unlike {_EXAMPLE}.")
+
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The environment variable TF_CONFIG is not JSON: {error}.") from error
+    require(isinstance(fields, dict), "is not an object")
+    cluster, task = fields.get("cluster"), fields.get("task")
+    require(isinstance(cluster, dict) and bool(cluster), "has no object 'cluster'")
+    for kind, addresses in cluster.items():
+        require(kind in _WORKERS, f"has the job {kind!r}, which this program has no use for")
+        known = isinstance(addresses, list) and all(
+            isinstance(address, str) and re.fullmatch(r"\S+:\d{1,5}", address)
+            for address in addresses
+        )
+        require(known and bool(addresses), f"has no list of HOST:PORT for {kind!r}")
+    require(isinstance(task, dict), "has no object 'task'")
+    kind, index = task.get("type"), task.get("index")
+    require(isinstance(kind, str) and kind in cluster, f"has a task of the type {kind!r}")
+    inside = isinstance(index, int) and not isinstance(index, bool)
+    require(inside and 0 <= index < len(cluster[kind]), f"has a task of the index {index!r}")
 
 
 def check_batch(train: TrainConfig, replicas: int) -> None:

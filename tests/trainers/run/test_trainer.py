@@ -378,6 +378,31 @@ def test_several_workers_need_their_addresses(monkeypatch):
         make_strategy("multi_worker")
 
 
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        ("workers", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "is not an object"),
+        ("{}", "has no object 'cluster'"),
+        ('{"cluster": {}}', "has no object 'cluster'"),
+        ('{"cluster": {"worker": []}, "task": {}}', "has no list of HOST:PORT for 'worker'"),
+        ('{"cluster": {"worker": "a:1"}}', "has no list of HOST:PORT"),
+        ('{"cluster": {"worker": ["a"]}}', "has no list of HOST:PORT"),
+        ('{"cluster": {"ps": ["a:1"]}}', "has the job 'ps'"),
+        ('{"cluster": {"worker": ["a:1"]}}', "has no object 'task'"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": 1}}', "a task of the type 1"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief"}}', "of the type 'chief'"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "index 1"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "0"}}', "index '0'"),
+    ],
+)
+def test_workers_that_are_listed_wrong(monkeypatch, text, fault):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ValueError, match=f"TF_CONFIG.*{re.escape(fault)}"):
+        make_strategy("auto")
+
+
 def test_slurm_lists_the_workers(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     slurm = {
