@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import multiprocessing
 import pathlib
@@ -104,9 +105,15 @@ def print_measurements(what: str, results: Mapping[str, Measurement]) -> None:
 
 
 def in_fresh_process(function: Callable, *args: Any) -> Any:
-    """Calls a module-level function in a new process, and returns its result."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    """Calls a module-level function in a new process, and returns its result.
+
+    Raises:
+      BrokenProcessPool: The process ended before the function did. (A pool of multiprocessing
+        would wait for ever.)
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as executor:
+        return executor.submit(function, *args).result()
 
 
 def peak_resident_gigabytes() -> float:

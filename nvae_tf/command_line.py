@@ -152,8 +152,9 @@ def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError, *_SYSTEM_ERRORS) as error:
-        message = " ".join(str(error).split())
-        sys.exit(f"Error: {message}")
+        line = " ".join(str(error).split())
+        # Names in damaged files may hold what a terminal would obey.
+        sys.exit("Error: " + "".join(char if char.isprintable() else "?" for char in line))
 
 
 def use_devices(training: bool = False) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import pickle
 import re
 import zipfile
 import zlib
@@ -171,16 +170,21 @@ def _read(path: str | os.PathLike) -> dict[str, Any]:
             checkpoint = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
+    except Exception as error:  # a damaged pickle raises whatever comes up on the way
         # PyTorch goes on with advice to allow the execution of code.
         first_sentence = re.split(r"\.\s|\n", str(error).strip())[0]
         raise ValueError(
             f"{os.fspath(path)!r} is not a readable checkpoint of tensors and arguments alone "
             f"({type(error).__name__}: {first_sentence})."
         ) from error
-    missing = [key for key in ("state_dict", "args") if key not in dict(checkpoint)]
-    if missing:
-        raise ValueError(f"{os.fspath(path)!r} lacks {' and '.join(missing)}.")
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{os.fspath(path)!r} holds no dictionary.")
+    for key, kind in (("state_dict", dict), ("args", argparse.Namespace)):
+        if not isinstance(checkpoint.get(key), kind):
+            raise ValueError(f"{os.fspath(path)!r} lacks {key}, or it is no {kind.__name__}.")
+    for key, value in checkpoint["state_dict"].items():
+        if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
+            raise ValueError(f"{os.fspath(path)!r}: {str(key)[:80]!r} of state_dict is no tensor.")
     return checkpoint
 
 
@@ -189,7 +193,7 @@ def _model_config(args: dict[str, Any]) -> ModelConfig:
     missing = [name for name in ("dataset", "num_x_bits", *_OPTIONS) if name not in args]
     if missing:
         raise ValueError(f"The checkpoint's arguments lack {', '.join(missing)}.")
-    if args["dataset"] not in _DATASETS:
+    if not isinstance(args["dataset"], str) or args["dataset"] not in _DATASETS:
         raise ValueError(
             f"Unknown dataset {args['dataset']!r} in the checkpoint's arguments. "
             f"Known: {', '.join(_DATASETS)}."

@@ -4,6 +4,8 @@ import functools
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -123,3 +125,40 @@ def test_commands_have_the_options_that_they_are_given():
                 assert name in options(module), (module, argument)
         checked.add(module)
     assert set(SCRIPTS.values()) <= checked  # every program is shown somewhere
+
+
+# Every program whose times or figures the documentation has, with the least work that it can do,
+# and what it then prints.
+MEASURING = {
+    "calibrate": ([], r"\d ms"),
+    "compiled_step": (["--preset=mnist_small", "--replica_batch=1", "--output={}/steps"], "steps"),
+    "depthwise": ([], r"\d"),
+    "likelihood": (["--num_iw_samples=2", "--images=1"], r"\d"),
+    "memory": (["--steps=1", "--batch=2"], r"\d"),
+    "replicas": (["--preset=mnist_small", "--replicas=2", "--replica_batch=1"], r"\d"),
+    "sampling": (["--workloads=mnist_small", "--repeats=1"], "mnist_small"),
+    "serving": (["--repeats=1"], "log_likelihood"),
+    "summaries": (["--workloads=mnist_small", "--steps=1"], "mnist_small"),
+    "train_step": (["--workloads=mnist_small", "--steps=1"], "mnist_small"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEASURING)
+def test_what_measures_prints_what_it_measured(name, tmp_path):
+    arguments, printed = MEASURING[name]
+    command = [sys.executable, "-m", f"benchmarks.{name}"]
+    command += [argument.format(tmp_path) for argument in arguments]
+    # Not from the fork server of other tests: these start processes of their own.
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(printed, ended.stdout), ended.stdout
+
+
+def test_every_benchmark_is_run_once():
+    programs = {
+        path.stem
+        for path in (ROOT / "benchmarks").glob("*.py")
+        if '__name__ == "__main__"' in path.read_text()
+    }
+    assert programs - set(MEASURING) == {"run_compiled_step"}  # which needs JAX

@@ -15,6 +15,7 @@ import tempfile
 import types
 
 _VERBOSE = "--verbose"  # shows the log instead
+_INTERRUPTED = 130  # the exit code of shells' commands that Ctrl-C ended
 
 
 def _start(name: str) -> None:
@@ -23,9 +24,12 @@ def _start(name: str) -> None:
         sys.argv.remove(_VERBOSE)
     else:
         _Log()
-    program = importlib.import_module(name)
-    _adopt_help(program)
-    program.run()
+    try:
+        program = importlib.import_module(name)
+        _adopt_help(program)
+        program.run()
+    except KeyboardInterrupt:  # training has stopped in order then; see trainers/run/signals.py
+        sys.exit(_INTERRUPTED)
 
 
 class _Log:
@@ -55,9 +59,8 @@ class _Log:
         traceback: types.TracebackType | None,
     ) -> None:
         self._hook(kind, error, traceback)
-        if not issubclass(kind, KeyboardInterrupt):
-            self._keep = True
-            print(f"TensorFlow's log: {self.path}", file=sys.stderr)
+        self._keep = True
+        print(f"TensorFlow's log: {self.path}", file=sys.stderr)
 
     def _remove(self) -> None:
         if not self._keep and os.path.exists(self.path):

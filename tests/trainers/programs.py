@@ -28,9 +28,13 @@ def _filters() -> list[tuple]:
     ]
 
 
-def _run(module: str, arguments: list[str], directory: str, filters: list[tuple]) -> None:
+def _run(
+    module: str, arguments: list[str], directory: str, filters: list[tuple], place: str | None
+) -> None:
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+    if place:
+        os.chdir(place)
     warnings.resetwarnings()
     for values in reversed(filters):
         warnings.filterwarnings(*values)
@@ -41,15 +45,20 @@ def _run(module: str, arguments: list[str], directory: str, filters: list[tuple]
 class Program:
     """`python -m module arguments`, started.
 
+    Args:
+      module: Name of the program.
+      arguments: Its arguments.
+      place: The directory in which it runs; None: this process's.
+
     Attributes:
       returncode: of the process, after `communicate`.
     """
 
-    def __init__(self, module: str, *arguments: object):
+    def __init__(self, module: str, *arguments: object, place: str | None = None):
         self._directory = tempfile.TemporaryDirectory()
         self._process = _processes.Process(
             target=_run,
-            args=(module, list(map(str, arguments)), self._directory.name, _filters()),
+            args=(module, list(map(str, arguments)), self._directory.name, _filters(), place),
         )
         self._process.start()
         self.returncode: int | None = None

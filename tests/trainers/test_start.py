@@ -51,6 +51,18 @@ def test_verbose_shows_the_log():
     assert process.returncode == 0 and "oneDNN" in process.stderr
 
 
+def test_ctrl_c_needs_no_traceback():
+    code = (
+        "import trainers.start, types, sys\n"
+        "def interrupted():\n  raise KeyboardInterrupt\n"
+        "program = types.SimpleNamespace(run=interrupted, __name__='p', __doc__='d')\n"
+        "sys.modules['program'] = program\n"
+        "trainers.start._start('program')"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
+
+
 def test_a_crash_names_the_log(tmp_path):
     code = (
         "import trainers.start, types, sys, os\n"
