@@ -1,5 +1,5 @@
 #!/bin/sh
-# Trains the models of this package: MNIST, Fashion-MNIST and emoji, each for a night on two cores.
+# Trains the models of this package: MNIST, Fashion-MNIST and emoji, for hours each on two cores.
 #
 #     examples/train_models.sh DIRECTORY [mnist_small] [fashion_mnist] [emoji64]
 #
@@ -48,5 +48,5 @@ for preset in "$@"; do
     run=$directory/runs/$preset
     nvae-train --preset="$preset" --workdir="$run" --config.data.data_dir="$images"
     [ -d "$directory/models/$preset" ] ||
-        nvae-save-preset --workdir="$run" --output="$directory/models/$preset" --half_precision
+        nvae-save-preset --workdir="$run" --output="$directory/models/$preset" --mantissa_bits=12
 done

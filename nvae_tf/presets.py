@@ -148,7 +148,7 @@ def _fashion_mnist() -> ExperimentConfig:
 
 
 def _emoji64() -> ExperimentConfig:
-    """Emoji of several artists in a night on two CPU cores; examples/prepare_emoji.py has them."""
+    """Emoji of three artists, two hours on two CPU cores; examples/prepare_emoji.py has them."""
     return ExperimentConfig(
         model=ModelConfig(
             image_shape=(64, 64, 3),
@@ -165,7 +165,7 @@ def _emoji64() -> ExperimentConfig:
         ),
         data=DataConfig(name="folder", flip=True),
         optimizer=OptimizerConfig(warmup_epochs=1, ema_decay=0.998),
-        train=_night(steps=15_000, batch=32),
+        train=_night(steps=8_000, batch=32),
     )
 
 

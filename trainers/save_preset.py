@@ -13,11 +13,17 @@ from absl import app, flags, logging
 
 from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
 from nvae_tf.evaluation.model_card import model_card
+from nvae_tf.model.pretrained import MANTISSA_BITS
 
 _find_model = define_model_flags()
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to create.", required=True)
-_HALF_PRECISION = flags.DEFINE_bool(
-    "half_precision", False, "Store kernels as float16, which halves the file."
+_MANTISSA_BITS = flags.DEFINE_integer(
+    "mantissa_bits",
+    MANTISSA_BITS,
+    "Bits to which the mantissas of kernels are rounded: 10, as in float16, make the file half as "
+    "large; default: all.",
+    lower_bound=1,
+    upper_bound=MANTISSA_BITS,
 )
 
 
@@ -39,7 +45,7 @@ def main(argv: list[str]) -> None:
         model.save_to_preset(
             output,
             saved.config,
-            half_precision=_HALF_PRECISION.value,
+            mantissa_bits=_MANTISSA_BITS.value,
             card=model_card(saved),
             facts={"step": trained.step, "evaluation": dict(trained.evaluation)},
         )

@@ -160,7 +160,7 @@ class NVAE(Towers):
         Args:
           directory: The path to create.
           config: The configuration of the experiment; None: defaults, with this model's own.
-          **options: The options of `nvae_tf.model.pretrained.save`, such as `half_precision`.
+          **options: The options of `nvae_tf.model.pretrained.save`, such as `mantissa_bits`.
 
         Raises:
           ValueError: The directory exists and is not empty, the configuration is of another model,

@@ -30,7 +30,7 @@ FLAGS = {
         *("temperature", "output", "config.data.name", "config.data.crop"),
     ),
     "trainers.model_card": ("output", "checkpoint"),
-    "trainers.save_preset": ("output", "half_precision"),
+    "trainers.save_preset": ("output", "mantissa_bits"),
     "export.export_model": ("export_base", "keep_versions", "precision", "checkpoint"),
 }
 
