@@ -31,6 +31,9 @@ def raw_server(pieces, pause=0.0):
             for piece in pieces():
                 connection.sendall(piece)
                 time.sleep(pause)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 16):  # closed with unread bytes, it would be reset
+                pass
 
     def accept():
         with contextlib.suppress(OSError):

@@ -172,6 +172,9 @@ def reply_over_rest(directory: pathlib.Path, sample: pathlib.Path) -> Iterator[R
                 with contextlib.suppress(OSError), connection:
                     connection.recv(1 << 16)
                     connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(1 << 16):  # closed with unread bytes, it would be reset
+                        pass
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, args=[listener], daemon=True).start()
