@@ -41,6 +41,7 @@ setup(
     extras_require={
         "cuda": ["tensorflow[and-cuda]"],
         "nvlabs": ["torch>=2.6"],
+        "onnx": ["onnx>=1.14", "onnxruntime>=1.17", "tf2onnx>=1.16"],
         # Independent implementations that ours are compared with. They need torch and torchvision.
         "metrics": ["clean-fid>=0.1.35", "scipy>=1.10", "torch-fidelity>=0.4"],
         # Python 3.10 only. TFX 1.16 needs TensorFlow 2.16, and that these bounds.

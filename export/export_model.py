@@ -1,6 +1,6 @@
 """Exports a run for serving: `python -m export.export_model --workdir=DIR --export_base=BASE`.
 
-The SavedModel appears as `BASE/<version>`, where the version is one above the largest in BASE.
+The model appears as `BASE/<version>`, where the version is one above the largest in BASE.
 """
 
 from __future__ import annotations
@@ -12,13 +12,23 @@ import keras
 from absl import app, flags, logging
 
 from export.manifest import manifest_of, read_manifest
+from export.onnx_files import check_installed, write_onnx
 from export.publish import publish
+from export.saved_model import write_saved_model
 from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
 from nvae_tf.config import PRECISIONS
 
+_WRITERS = {"saved_model": write_saved_model, "onnx": write_onnx}
 _find_model = define_model_flags()
 _EXPORT_BASE = flags.DEFINE_string(
     "export_base", None, "Directory whose sub-directories are the versions.", required=True
+)
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "saved_model",
+    list(_WRITERS),
+    "saved_model, for TensorFlow Serving; or onnx, files of the portable signatures, for ONNX "
+    "Runtime and others (extra onnx).",
 )
 _KEEP_VERSIONS = flags.DEFINE_integer(
     "keep_versions", None, "Number of the newest versions to keep; default: all.", lower_bound=1
@@ -42,6 +52,10 @@ def main(argv: list[str]) -> None:
         start = time.perf_counter()
         use_devices()
         logging.set_verbosity(logging.WARNING)
+        if _FORMAT.value == "onnx":
+            check_installed()
+            if _PRECISION.value != "float32":
+                raise ValueError("--format=onnx is in float32; leave --precision out.")
         keras.config.set_dtype_policy(_PRECISION.value)
         trained = _find_model()
         version = publish(
@@ -50,6 +64,7 @@ def main(argv: list[str]) -> None:
             manifest_of(trained),
             _KEEP_VERSIONS.value,
             _ALLOW_WORSE.value,
+            _WRITERS[_FORMAT.value],
         )
         written = read_manifest(version)
     assert written

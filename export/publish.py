@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import logging
 
@@ -34,6 +34,7 @@ def publish(
     manifest: Manifest,
     keep_versions: int | None = None,
     allow_worse: bool = False,
+    write: Callable[[NVAE, str, Manifest], None] = write_saved_model,
 ) -> str:
     """Writes a model as the next version in a directory, which is created if necessary.
 
@@ -47,6 +48,7 @@ def publish(
       manifest: The model's manifest, from `manifest_of`.
       keep_versions: Number of the newest versions to keep, including this one; None for all.
       allow_worse: Whether to skip `check_blessing`.
+      write: Writes the version's files: `write_saved_model` or `write_onnx`.
 
     Returns:
       The version's directory.
@@ -74,7 +76,7 @@ def publish(
         path = os.path.join(base, str(version))
         unfinished = os.path.join(base, f"{_UNFINISHED}{version}")
         try:
-            write_saved_model(model, unfinished, manifest)
+            write(model, unfinished, manifest)
             os.rename(unfinished, path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -7,6 +7,7 @@ import os
 
 import tensorflow as tf
 
+from export import portable_signatures
 from export.manifest import Manifest, write_manifest
 from export.signatures import make_signatures
 from export.warmup import write_warmup_requests
@@ -33,7 +34,9 @@ def write_saved_model(model: NVAE, directory: str | os.PathLike, manifest: Manif
     # Nobody takes gradients of a served model, and writing their functions takes most of the time.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, directory, signatures=signatures, options=options)
-    write_warmup_requests(directory, signatures)
+    # Nobody asks a server for the portable ones.
+    served = {name: s for name, s in signatures.items() if name not in portable_signatures.NAMES}
+    write_warmup_requests(directory, served)
     precision = model.dtype_policy.name
     write_manifest(
         directory,

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
+from export.portable_signatures import portable_signatures
 from export.request_tensors import (
     PICTURE_CHANNELS,
     allowed_temperature,
@@ -56,6 +57,8 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
     | `encode` | `image_bytes` | `z_00`, …: posterior means; `kl` (B, L) nats; `error` |
     | `log_likelihood` | `image_bytes`, `seed` | `elbo`, `bits_per_dim` (B,); `kl`; `error` |
 
+    `export.portable_signatures` lists three more.
+
     `error` (B,) is empty, or says what is wrong with the row's picture. The images of such a row
     are black, and its numbers are NaN.
 
@@ -85,6 +88,7 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
         return _image_outputs(prepared, latents.decode(prepared, groups))
 
     functions = {"sample": sample, "serving_default": serving_default, "decode": decode}
+    functions |= portable_signatures(prepared, signature)
     if model.config.image_shape[-1] in PICTURE_CHANNELS:
         functions |= _picture_signatures(prepared, signature)
     return functions

@@ -131,8 +131,11 @@ def not_finite(path):
     ("damage", "message"),
     [
         (lambda path: (path / "config.json").unlink(), "not the directory of a trained model.*con"),
-        (lambda path: (path / "metadata.json").write_text("{"), "metadata.json is damaged"),
-        (lambda path: (path / "metadata.json").write_text("[]"), "must be a JSON object"),
+        (lambda path: (path / "metadata.json").write_text("{"), "metadata.json. is not JSON"),
+        (
+            lambda path: (path / "metadata.json").write_text("[]"),
+            "metadata.json. is not a JSON object",
+        ),
         (lambda path: (path / "model.weights.h5").unlink(), "h5' does not hold the weights"),
         (damage_weights, "h5' does not hold the weights"),
         (other_model, "h5' does not hold the weights"),

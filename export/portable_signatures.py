@@ -1,0 +1,87 @@
+"""Functions of the model that other runtimes than TensorFlow can compute: floats in, floats out.
+
+They have no strings, no random numbers, no loops and no state, and all batches are open. The noise
+is an input; `export.seed_noise` gives that of a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import tensorflow as tf
+
+from nvae_tf.config import ModelConfig
+from nvae_tf.data.pipeline import quantize
+from nvae_tf.model.inference import InferenceModel
+from nvae_tf.sampling import latents
+from nvae_tf.training.objective import bits_per_dimension
+
+if TYPE_CHECKING:
+    from export.signatures import Outputs, Signature
+
+NAMES = ("decode_tensors", "sample_tensors", "infer_tensors")
+
+
+def portable_signatures(model: InferenceModel, signature: Callable) -> dict[str, Signature]:
+    """The portable signatures by name.
+
+    Args:
+      model: The model, prepared once.
+      signature: Makes a signature of a function, from the specifications of its inputs.
+
+    | signature | inputs | outputs |
+    |---|---|---|
+    | `decode_tensors` | `z_00`, … (B, H_l, W_l, C_z) | `image` (B, h, w, C) in [0, 1] |
+    | `sample_tensors` | `noise_00`, … (B, H_l, W_l, C_z), `temperature` (B,) | the same |
+    | `infer_tensors` | `image` (B, h, w, C) in [0, 1], `noise_00`, … | see below |
+
+    All are float32. `infer_tensors` answers with `elbo` and `bits_per_dim` (B,), `kl` (B, L) in
+    nats, and the drawn `z_00`, …. Its images are quantised as in training; those of a model of
+    binary images must be binary.
+    """
+    config = model.config
+    numbers = range(config.num_groups)
+
+    def specs(word: str) -> list[tf.TensorSpec]:
+        return [
+            tf.TensorSpec([None, *config.latent_shapes[n]], tf.float32, name=f"{word}_{n:02}")
+            for n in numbers
+        ]
+
+    image = tf.TensorSpec([None, *config.content_shape], tf.float32, name="image")
+    temperature = tf.TensorSpec([None], tf.float32, name="temperature")
+
+    @signature(*specs("z"))
+    def decode_tensors(*groups: tf.Tensor) -> Outputs:
+        return _image(model, latents.decode(model, groups))
+
+    @signature(*specs("noise"), temperature)
+    def sample_tensors(*inputs: tf.Tensor) -> Outputs:
+        *noise, temperature = inputs
+        logits = model.generate(tf.shape(temperature)[0], temperature[:, None], noise)
+        return _image(model, model.likelihood(logits).mean())
+
+    @signature(image, *specs("noise"))
+    def infer_tensors(image: tf.Tensor, *noise: tf.Tensor) -> Outputs:
+        images = _model_input(image, config)
+        output = model.infer(images, noise)
+        log_prob = model.likelihood(output.logits).log_prob(images)
+        elbo = log_prob - tf.reduce_sum(output.kl_per_group, axis=1)
+        bits = bits_per_dimension(-elbo, config)
+        drawn = {f"z_{n:02}": output.latents[n] for n in numbers}
+        return {"elbo": elbo, "bits_per_dim": bits, "kl": output.kl_per_group} | drawn
+
+    return dict(zip(NAMES, (decode_tensors, sample_tensors, infer_tensors)))
+
+
+def _image(model: InferenceModel, images: tf.Tensor) -> Outputs:
+    return {"image": tf.clip_by_value(model.crop_padding(images), 0.0, 1.0)}
+
+
+def _model_input(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+    """Quantises and pads images (B, h, w, C) in [0, 1], as `preprocess` does with stored ones."""
+    if config.likelihood != "bernoulli":
+        images = quantize(tf.round(255 * images), config.num_x_bits)
+    border = [config.padding, config.padding]
+    return tf.pad(images, [[0, 0], border, border, [0, 0]])
