@@ -14,11 +14,10 @@ from absl import app, flags, logging
 from export.manifest import manifest_of, read_manifest
 from export.onnx_files import check_installed, write_onnx
 from export.publish import publish
-from export.saved_model import write_saved_model
 from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
 from nvae_tf.config import PRECISIONS
 
-_WRITERS = {"saved_model": write_saved_model, "onnx": write_onnx}
+_WRITERS = {"saved_model": None, "onnx": write_onnx}
 _find_model = define_model_flags()
 _EXPORT_BASE = flags.DEFINE_string(
     "export_base", None, "Directory whose sub-directories are the versions.", required=True

@@ -34,7 +34,7 @@ def publish(
     manifest: Manifest,
     keep_versions: int | None = None,
     allow_worse: bool = False,
-    write: Callable[[NVAE, str, Manifest], None] = write_saved_model,
+    write: Callable[[NVAE, str, Manifest], None] | None = None,
 ) -> str:
     """Writes a model as the next version in a directory, which is created if necessary.
 
@@ -48,7 +48,7 @@ def publish(
       manifest: The model's manifest, from `manifest_of`.
       keep_versions: Number of the newest versions to keep, including this one; None for all.
       allow_worse: Whether to skip `check_blessing`.
-      write: Writes the version's files: `write_saved_model` or `write_onnx`.
+      write: Writes the version's files, such as `write_onnx`; None: `write_saved_model`.
 
     Returns:
       The version's directory.
@@ -76,7 +76,7 @@ def publish(
         path = os.path.join(base, str(version))
         unfinished = os.path.join(base, f"{_UNFINISHED}{version}")
         try:
-            write(model, unfinished, manifest)
+            (write or write_saved_model)(model, unfinished, manifest)
             os.rename(unfinished, path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

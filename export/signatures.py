@@ -88,10 +88,9 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
         return _image_outputs(prepared, latents.decode(prepared, groups))
 
     functions = {"sample": sample, "serving_default": serving_default, "decode": decode}
-    functions |= portable_signatures(prepared, signature)
     if model.config.image_shape[-1] in PICTURE_CHANNELS:
         functions |= _picture_signatures(prepared, signature)
-    return functions
+    return functions | portable_signatures(prepared, signature)
 
 
 def _picture_signatures(model: InferenceModel, signature: Callable) -> dict[str, Signature]:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
+from export import portable_signatures
 from export.manifest import manifest_of, read_manifest
 from export.publish import publish
 from nvae_tf.runs.load import TrainedModel, save_weights
@@ -93,6 +94,16 @@ def test_names_types_and_open_batches():
         for name, signature in graph(small_version()).signature_def.items()
         if not name.startswith("__")
     }
+    floats = (tf.float32, [None, 12, 12, 3])
+    noise = {name.replace("z", "noise"): shape for name, shape in latents.items()}
+    expected |= {
+        "decode_tensors": (latents, {"image": floats}),
+        "sample_tensors": (noise | {"temperature": temperatures}, {"image": floats}),
+        "infer_tensors": (
+            {"image": floats} | noise,
+            {"elbo": temperatures, "bits_per_dim": temperatures} | kl | latents,
+        ),
+    }
     assert found == expected
 
 
@@ -111,7 +122,7 @@ def test_operations_that_every_server_has_and_none_with_a_state_of_its_own():
 def test_the_manifest_says_what_it_is():
     manifest = read_manifest(small_version())
     assert (manifest.step, manifest.precision) == (7, "float32")
-    assert manifest.signatures == SIGNATURES
+    assert manifest.signatures == (*SIGNATURES, *portable_signatures.NAMES)
     assert manifest.config["model"]["image_shape"] == [16, 16, 3]
     assert manifest.software["tensorflow"] == tf.__version__
 
