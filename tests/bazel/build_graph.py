@@ -31,7 +31,7 @@ DISTRIBUTIONS = {
 UNDECLARED = {"tensorflow_datasets": "importlib_resources"}
 # TFX 1.16 is for Python 3.10 and TensorFlow 2.16 only: no lock can hold it beside the others. What
 # runs a compiled step is for machines that have JAX and no TensorFlow.
-NOT_LOCKED = {"tfx", "tfx_bsl", "jax", "jaxlib", "onnx", "onnxruntime", "tf2onnx"}
+NOT_LOCKED = {"tfx", "tfx_bsl", "jax", "jaxlib", "onnx", "onnxruntime", "tf2onnx", "openvino"}
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 

@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 
 from export.manifest import Manifest, read_manifest
-from export.onnx_files import _compare, check_installed, write_onnx
+from export.onnx_files import _compare, _inputs, check_installed, write_onnx
 from export.portable_signatures import NAMES
 from export.seed_noise import noise_of_seed
+from export.signatures import make_signatures
 from nvae_tf import NVAE, ExperimentConfig
 from tests.conftest import tiny_model_config
 from tests.export.exported import small_model, small_signatures
@@ -66,6 +67,21 @@ def test_binary_images(tmp_path):
     model = NVAE(tiny_model_config(num_latent_scales=1, arch_instance="res_bnswish"))
     write_onnx(model, tmp_path, Manifest.of(ExperimentConfig(model=model.config), step=0))
     assert (tmp_path / "infer_tensors.onnx").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_openvino_computes_the_same(written):
+    openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
+    core = openvino.Core()
+    inputs = _inputs(small_model(), make_signatures(small_model()))
+    for name in NAMES:
+        options = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = core.compile_model(written / f"{name}.onnx", "CPU", options)
+        answer = compiled(inputs[name])
+        expected = small_signatures()[name](
+            **{key: tf.constant(value) for key, value in inputs[name].items()}
+        )
+        _compare(name, {key: answer[key] for key in expected}, expected)
 
 
 def test_what_is_missing_is_said_first(monkeypatch):
