@@ -99,6 +99,21 @@ def new_directory(path: str | os.PathLike) -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def make_cache(directory: str | os.PathLike) -> None:
+    """Creates a directory for what can be computed again, unless it exists.
+
+    Raises:
+      OSError: It cannot be created; the message says how to choose another.
+    """
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"Cannot create {os.fspath(directory)!r} ({error.strerror}), where results are kept. The "
+            "variable XDG_CACHE_HOME, or data.cache_dir, names another place for caches."
+        ) from error
+
+
 def read_text(path: str | os.PathLike) -> str:
     """Reads a small text, such as a configuration.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.files import check_output, new_directory, read_json, write_atomically
+from nvae_tf.files import check_output, make_cache, new_directory, read_json, write_atomically
 from nvae_tf.sampling.images import encode_png, image_writer, sheet, to_uint8
 
 
@@ -96,6 +96,11 @@ def test_an_array_needs_room_on_the_disk(tmp_path, monkeypatch):
     ):
         raise AssertionError("nothing may be written")
     assert not os.listdir(tmp_path)
+
+
+def test_a_cache_that_cannot_be_created():
+    with pytest.raises(OSError, match=r"Cannot create '/proc/x' \(.*\).*XDG_CACHE_HOME"):
+        make_cache("/proc/x")
 
 
 BAD_JSON = {

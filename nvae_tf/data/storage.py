@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from nvae_tf.config import DataConfig
-from nvae_tf.files import new_file
+from nvae_tf.files import make_cache, new_file
 
 _HASHED = 1024
 _IN_MEMORY = 256e6  # bytes of images that are decoded at every start
@@ -47,7 +47,7 @@ def store(
         return images[:filled]
     path = os.path.join(directory, f"{name}.uint8")
     if not os.path.exists(path):
-        os.makedirs(directory, exist_ok=True)
+        make_cache(directory)
         _write(read(), path)
     filled = os.path.getsize(path) // math.prod(shape)
     if not filled:  # an empty file cannot be mapped

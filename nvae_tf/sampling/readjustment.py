@@ -20,7 +20,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from nvae_tf.devices import on_devices
-from nvae_tf.files import write_atomically
+from nvae_tf.files import make_cache, write_atomically
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE
@@ -194,7 +194,7 @@ def stored_statistics(
     for variable in model.trainable_variables:
         digest.update(variable.path.encode())
         digest.update(variable.numpy().tobytes())
-    os.makedirs(directory, exist_ok=True)
+    make_cache(directory)
     path = os.path.join(directory, f"{digest.hexdigest()[:32]}.npz")
     if os.path.exists(path):
         with np.load(path) as arrays:
