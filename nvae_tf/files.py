@@ -109,8 +109,8 @@ def make_cache(directory: str | os.PathLike) -> None:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"Cannot create {os.fspath(directory)!r} ({error.strerror}), where results are kept. The "
-            "variable XDG_CACHE_HOME, or data.cache_dir, names another place for caches."
+            f"Cannot create {os.fspath(directory)!r} ({error.strerror}), where results are kept. "
+            "The variable XDG_CACHE_HOME, or data.cache_dir, names another place for caches."
         ) from error
 
 
