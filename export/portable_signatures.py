@@ -6,14 +6,15 @@ is an input; `export.seed_noise` gives that of a seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.data.pipeline import quantize
+from nvae_tf.data.pipeline import pad, quantize
 from nvae_tf.model.inference import InferenceModel
+from nvae_tf.model.nvae import InferenceOutput
 from nvae_tf.sampling import latents
 from nvae_tf.training.objective import bits_per_dimension
 
@@ -41,38 +42,48 @@ def portable_signatures(model: InferenceModel, signature: Callable) -> dict[str,
     binary images must be binary.
     """
     config = model.config
-    numbers = range(config.num_groups)
-
-    def specs(word: str) -> list[tf.TensorSpec]:
-        return [
-            tf.TensorSpec([None, *config.latent_shapes[n]], tf.float32, name=f"{word}_{n:02}")
-            for n in numbers
-        ]
-
+    noise_specs = group_specs(config, "noise")
     image = tf.TensorSpec([None, *config.content_shape], tf.float32, name="image")
     temperature = tf.TensorSpec([None], tf.float32, name="temperature")
 
-    @signature(*specs("z"))
+    @signature(*group_specs(config, "z"))
     def decode_tensors(*groups: tf.Tensor) -> Outputs:
         return _image(model, latents.decode(model, groups))
 
-    @signature(*specs("noise"), temperature)
+    @signature(*noise_specs, temperature)
     def sample_tensors(*inputs: tf.Tensor) -> Outputs:
         *noise, temperature = inputs
         logits = model.generate(tf.shape(temperature)[0], temperature[:, None], noise)
         return _image(model, model.likelihood(logits).mean())
 
-    @signature(image, *specs("noise"))
+    @signature(image, *noise_specs)
     def infer_tensors(image: tf.Tensor, *noise: tf.Tensor) -> Outputs:
         images = _model_input(image, config)
         output = model.infer(images, noise)
-        log_prob = model.likelihood(output.logits).log_prob(images)
-        elbo = log_prob - tf.reduce_sum(output.kl_per_group, axis=1)
-        bits = bits_per_dimension(-elbo, config)
-        drawn = {f"z_{n:02}": output.latents[n] for n in numbers}
-        return {"elbo": elbo, "bits_per_dim": bits, "kl": output.kl_per_group} | drawn
+        return bound_outputs(model, images, output) | latent_outputs(output.latents)
 
     return dict(zip(NAMES, (decode_tensors, sample_tensors, infer_tensors)))
+
+
+def group_specs(config: ModelConfig, word: str) -> list[tf.TensorSpec]:
+    """Returns the inputs `word_00`, … (B, H_l, W_l, C_z), one for each latent group, top-down."""
+    return [
+        tf.TensorSpec([None, *shape], tf.float32, name=f"{word}_{group:02}")
+        for group, shape in enumerate(config.latent_shapes)
+    ]
+
+
+def latent_outputs(groups: Sequence[tf.Tensor]) -> Outputs:
+    """Returns latent variables, top-down, as the outputs `z_00`, …."""
+    return {f"z_{group:02}": latent for group, latent in enumerate(groups)}
+
+
+def bound_outputs(model: InferenceModel, images: tf.Tensor, output: InferenceOutput) -> Outputs:
+    """Returns `elbo` and `bits_per_dim` (B,) and `kl` (B, L) of images that were inferred."""
+    log_prob = model.likelihood(output.logits).log_prob(images)
+    elbo = log_prob - tf.reduce_sum(output.kl_per_group, axis=1)
+    bits = bits_per_dimension(-elbo, model.config)
+    return {"elbo": elbo, "bits_per_dim": bits, "kl": output.kl_per_group}
 
 
 def _image(model: InferenceModel, images: tf.Tensor) -> Outputs:
@@ -83,5 +94,4 @@ def _model_input(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     """Quantises and pads images (B, h, w, C) in [0, 1], as `preprocess` does with stored ones."""
     if config.likelihood != "bernoulli":
         images = quantize(tf.round(255 * images), config.num_x_bits)
-    border = [config.padding, config.padding]
-    return tf.pad(images, [[0, 0], border, border, [0, 0]])
+    return pad(images, config)

@@ -13,7 +13,12 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-from export.portable_signatures import portable_signatures
+from export.portable_signatures import (
+    bound_outputs,
+    group_specs,
+    latent_outputs,
+    portable_signatures,
+)
 from export.request_tensors import (
     PICTURE_CHANNELS,
     allowed_temperature,
@@ -23,7 +28,6 @@ from export.request_tensors import (
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling import latents
 from nvae_tf.sampling.sampler import row_noise
-from nvae_tf.training.objective import bits_per_dimension
 
 Signature: TypeAlias = tf.types.experimental.PolymorphicFunction
 Outputs: TypeAlias = dict[str, tf.Tensor]
@@ -67,11 +71,6 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
     """
     prepared = InferenceModel.of(model).in_variables()
     signature = functools.partial(_signature, prepared)
-    names = _latent_names(prepared)
-    latent_specs = [
-        tf.TensorSpec([None, *shape], tf.float32, name=name)
-        for name, shape in zip(names, model.config.latent_shapes)
-    ]
 
     @signature(_SEED, _TEMPERATURE)
     def sample(seed: tf.Tensor, temperature: tf.Tensor) -> Outputs:
@@ -83,7 +82,7 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
     def serving_default(examples: tf.Tensor) -> Outputs:
         return sample(*read_examples(examples))
 
-    @signature(*latent_specs)
+    @signature(*group_specs(model.config, "z"))
     def decode(*groups: tf.Tensor) -> Outputs:
         return _image_outputs(prepared, latents.decode(prepared, groups))
 
@@ -114,7 +113,7 @@ def _picture_signatures(model: InferenceModel, signature: Callable) -> dict[str,
         images, error = read(image_bytes, without_seed(image_bytes))
         zeros = [tf.zeros([tf.shape(images)[0], *shape]) for shape in config.latent_shapes]
         output = model.infer(images, zeros)
-        numbers = dict(zip(_latent_names(model), output.latents)) | {"kl": output.kl_per_group}
+        numbers = latent_outputs(output.latents) | {"kl": output.kl_per_group}
         return {n: _or_blank(value, error) for n, value in numbers.items()} | {"error": error}
 
     @signature(_PICTURES, _KEEP_GROUPS, _SEED, _TEMPERATURE)
@@ -130,10 +129,7 @@ def _picture_signatures(model: InferenceModel, signature: Callable) -> dict[str,
     def log_likelihood(image_bytes: tf.Tensor, seed: tf.Tensor) -> Outputs:
         images, error = read(image_bytes, seed)
         output = model.infer(images, _noise(model, seed))
-        log_prob = model.likelihood(output.logits).log_prob(images)
-        elbo = log_prob - tf.reduce_sum(output.kl_per_group, axis=1)
-        bits = bits_per_dimension(-elbo, config)
-        numbers = {"elbo": elbo, "bits_per_dim": bits, "kl": output.kl_per_group}
+        numbers = bound_outputs(model, images, output)
         return {n: _or_blank(value, error) for n, value in numbers.items()} | {"error": error}
 
     return {
@@ -158,11 +154,6 @@ def _signature(
         return tf.function(in_scope, input_signature=specs, autograph=False)
 
     return decorate
-
-
-def _latent_names(model: InferenceModel) -> list[str]:
-    """`z_00`, `z_01`, …, top-down."""
-    return [f"z_{group:02}" for group in range(model.config.num_groups)]
 
 
 def _row_seeds(seed: tf.Tensor, purpose: int) -> tf.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import builtins
 import json
 import random
 import socket
@@ -14,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import urllib3
+from urllib3 import exceptions
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError, TimeoutError
 
 from export.limits import MAX_REPLY
 from export.transports.transport import FIRST_WAIT, Refusal, Target
@@ -99,7 +98,7 @@ class RestTransport:
             )
             chunks = iter(lambda: response.read(_CHUNK, decode_content=False), b"")
             return response.status, b"".join(chunks)
-        except (HTTPError, OSError) as error:
+        except (exceptions.HTTPError, OSError) as error:
             raise _network_refusal(error) from error
         finally:
             pool.close()
@@ -181,7 +180,7 @@ class _LimitedSocket(socket.socket):
 def _seconds_until(end: float) -> float:
     seconds = end - time.monotonic()
     if seconds <= 0:
-        raise builtins.TimeoutError("timed out")
+        raise TimeoutError("timed out")
     return seconds
 
 
@@ -193,10 +192,12 @@ def _error_message(status: int, content: bytes) -> str:
 
 
 def _network_refusal(error: Exception) -> Refusal:
-    if isinstance(error, MaxRetryError) and error.reason is not None:
+    if isinstance(error, exceptions.MaxRetryError) and error.reason is not None:
         error = error.reason
-    refused = isinstance(error, NewConnectionError)  # which is a TimeoutError by inheritance
-    if isinstance(error, TimeoutError | socket.timeout) and not refused:
+    refused = isinstance(
+        error, exceptions.NewConnectionError
+    )  # which is a TimeoutError by inheritance
+    if isinstance(error, exceptions.TimeoutError | TimeoutError) and not refused:
         return Refusal("DEADLINE_EXCEEDED", "timed out")
     cause = error.__cause__ or error.__context__ or error
     return Refusal("UNAVAILABLE", str(getattr(cause, "strerror", None) or cause))

@@ -39,8 +39,13 @@ def preprocess(
         values = tf.cast(uniform < values / 255.0, tf.float32)
     else:
         values = quantize(values, model.num_x_bits)
+    return pad(values, model)
+
+
+def pad(images: tf.Tensor, model: ModelConfig) -> tf.Tensor:
+    """Adds the border of zeros that `model.image_shape` includes to images (B, h, w, C)."""
     border = [model.padding, model.padding]
-    return tf.pad(values, [[0, 0], border, border, [0, 0]])
+    return tf.pad(images, [[0, 0], border, border, [0, 0]])
 
 
 def quantize(values: tf.Tensor, bits: int) -> tf.Tensor:
