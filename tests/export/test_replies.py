@@ -1,51 +1,19 @@
 """Replies of servers that are broken or hostile: one clear error, in time, and without a file."""
 
-import contextlib
 import itertools
 import json
-import socket
-import threading
 import time
-from concurrent import futures
 
-import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import predict_pb2
 
 from export.serving_client import Client, RequestError
+from tests.export.broken_servers import grpc_server, raw_server
 
 IMAGES = np.zeros([2, 4, 4, 1], np.uint8)
 DEADLINE = 0.5  # seconds
-
-
-@contextlib.contextmanager
-def raw_server(pieces, pause=0.0):
-    """Answers every connection with these bytes, and yields HOST:PORT and the connections."""
-    connections = []
-
-    def answer(connection):
-        with contextlib.suppress(OSError), connection:
-            connection.recv(1 << 16)
-            for piece in pieces():
-                connection.sendall(piece)
-                time.sleep(pause)
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(1 << 16):  # closed with unread bytes, it would be reset
-                pass
-
-    def accept():
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                connections.append(connection)
-                threading.Thread(target=answer, args=[connection], daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}", connections
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 def http(body, status="200 OK", headers=()):
@@ -178,22 +146,6 @@ def test_terminals_are_not_commanded():
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 
 
-@contextlib.contextmanager
-def grpc_server(response):
-    class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
-        def Predict(self, request, context):
-            return response
-
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.stop(None)
-
-
 def response(**values):
     answer = predict_pb2.PredictResponse()
     for name, value in values.items():
@@ -235,7 +187,7 @@ WRONG_RESPONSES = {
 @pytest.mark.parametrize("answer", WRONG_RESPONSES.values(), ids=WRONG_RESPONSES)
 def test_what_is_no_answer_over_grpc(answer):
     with (
-        grpc_server(answer) as address,
+        grpc_server(answer.SerializeToString) as address,
         Client(address) as client,
         pytest.raises(RequestError) as caught,
     ):
@@ -245,14 +197,15 @@ def test_what_is_no_answer_over_grpc(answer):
 
 def test_a_right_answer_over_grpc():
     """One value may stand for all."""
-    with grpc_server(response(image=declared(2, 4, 4, 1))) as address, Client(address) as client:
+    answer = response(image=declared(2, 4, 4, 1))
+    with grpc_server(answer.SerializeToString) as address, Client(address) as client:
         np.testing.assert_array_equal(client.sample(2), IMAGES)
 
 
 def test_a_message_that_is_too_large():
     answer = response(image=np.zeros([2, 5000, 5000, 1], np.uint8))
     with (
-        grpc_server(answer) as address,
+        grpc_server(answer.SerializeToString) as address,
         Client(address, retries=0) as client,
         pytest.raises(RequestError, match="larger than max"),
     ):

@@ -7,21 +7,17 @@ import io
 import os
 import pathlib
 import shutil
-import socket
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from typing import TypeAlias
 
-import grpc
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2
 
 import nvae_tf
-from export.manifest import read_manifest
+from export.manifest import manifest_of, read_manifest, write_manifest
 from export.serving_client import Client
 from nvae_tf import DataConfig, nvlabs
 from nvae_tf.data import load_images
@@ -29,6 +25,7 @@ from nvae_tf.evaluation.model_card import model_card
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import GOLDEN, tiny_model_config
+from tests.export.broken_servers import grpc_server, raw_server
 from tests.fuzz.mutations import Damage
 
 Read: TypeAlias = Callable[[Damage], None]
@@ -73,8 +70,6 @@ def preset(directory: pathlib.Path, sample: pathlib.Path) -> Iterator[Read]:
 @contextlib.contextmanager
 def manifest(directory: pathlib.Path, sample: pathlib.Path) -> Iterator[Read]:
     """The manifest of a SavedModel."""
-    from export.manifest import manifest_of, write_manifest
-
     write_manifest(str(directory), manifest_of(TrainedModel.of(sample)))
     (path,) = directory.rglob("nvae_manifest.json")
 
@@ -165,20 +160,7 @@ def reply_over_rest(directory: pathlib.Path, sample: pathlib.Path) -> Iterator[R
     ]
     answer = b""
 
-    def serve(listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                with contextlib.suppress(OSError), connection:
-                    connection.recv(1 << 16)
-                    connection.sendall(answer)
-                    connection.shutdown(socket.SHUT_WR)
-                    while connection.recv(1 << 16):  # closed with unread bytes, it would be reset
-                        pass
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=serve, args=[listener], daemon=True).start()
-        server = f"127.0.0.1:{listener.getsockname()[1]}"
+    with raw_server(lambda: [answer]) as (server, _):
 
         def read(damage: Damage) -> None:
             nonlocal answer
@@ -197,24 +179,14 @@ def reply_over_grpc(directory: pathlib.Path, sample: pathlib.Path) -> Iterator[R
     response.outputs["image"].CopyFrom(tf.make_tensor_proto(np.zeros([2, 4, 4, 1], np.uint8)))
     response.outputs["error"].CopyFrom(tf.make_tensor_proto([b"", b""]))
     whole, answer = response.SerializeToString(), b""
-    handler = grpc.method_handlers_generic_handler(
-        "tensorflow.serving.PredictionService",
-        {"Predict": grpc.unary_unary_rpc_method_handler(lambda request, context: answer)},
-    )
-    server = grpc.server(futures.ThreadPoolExecutor(1), [handler])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with Client(f"127.0.0.1:{port}", deadline=2.0, retries=0) as client:
+    with grpc_server(lambda: answer) as server, Client(server, deadline=2.0, retries=0) as client:
 
-            def read(damage: Damage) -> None:
-                nonlocal answer
-                answer = damage(whole)
-                assert client.sample(2).dtype == np.uint8
+        def read(damage: Damage) -> None:
+            nonlocal answer
+            answer = damage(whole)
+            assert client.sample(2).dtype == np.uint8
 
-            yield read
-    finally:
-        server.stop(None)
+        yield read
 
 
 TARGETS = {
