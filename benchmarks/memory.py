@@ -22,7 +22,6 @@ from benchmarks.workloads import (
 )
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data import training_batches
 from nvae_tf.model.layers.normalization import BatchNormalization
 from trainers.run.memory import expected_memory
 from trainers.run.strategies import make_strategy
@@ -80,7 +79,7 @@ def measure_preset(config: ExperimentConfig, steps: int) -> Measurement:
     use_devices(training=True)
     images = random_images(config)
     trainer = Trainer(config, make_strategy("one_device"), len(images))
-    batches = trainer.distribute(training_batches(images, config))
+    batches = trainer.batches(images)
     iterator = iter(batches)
     expected = expected_memory(trainer, batches)
     return _measured(expected, lambda: float(trainer.step(iterator).batch.loss), steps)

@@ -16,7 +16,6 @@ from absl import app, flags
 from benchmarks.workloads import print_table
 from nvae_tf import presets
 from nvae_tf.command_line import use_devices
-from nvae_tf.data import training_batches
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import Trainer
 
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> None:
     )
     start = time.perf_counter()
     trainer = Trainer(config, make_strategy("mirrored"), len(images))
-    batches = trainer.distribute(training_batches(images, config))
+    batches = trainer.batches(images)
     built = time.perf_counter()
     trainer.trace(batches)
     traced = time.perf_counter()

@@ -18,7 +18,7 @@ from benchmarks.workloads import configurations, in_fresh_process, print_table, 
 from nvae_tf import presets
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import TrainConfig
-from nvae_tf.data import evaluation_batches, training_batches
+from nvae_tf.data import evaluation_batches
 from nvae_tf.model.inference import InferenceModel
 from nvae_tf.runs.workdir import Workdir
 from trainers.run.strategies import make_strategy
@@ -54,7 +54,7 @@ def measure_summaries(name: str, steps: int) -> Costs:
     config = (configurations() | {"quickstart": presets.get("quickstart")})[name]
     images = random_images(config)
     trainer = Trainer(config, make_strategy(config.train.strategy), len(images))
-    batches = iter(trainer.distribute(training_batches(images, config)))
+    batches = iter(trainer.batches(images))
     for _ in range(2):
         metrics = trainer.step(batches)
     step = _median(lambda number: float(trainer.step(batches).batch.loss), steps)

@@ -18,7 +18,6 @@ from benchmarks.workloads import (
 )
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data import training_batches
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import Trainer
 
@@ -33,7 +32,7 @@ def measure_training(config: ExperimentConfig, steps: int) -> Measurement:
 
     def prepare() -> Callable[[], object]:
         trainer = Trainer(config, make_strategy(config.train.strategy), len(images))
-        iterator = iter(trainer.distribute(training_batches(images, config)))
+        iterator = iter(trainer.batches(images))
         return lambda: float(trainer.step(iterator).batch.loss)
 
     return measure(prepare, config.train.global_batch_size, steps)

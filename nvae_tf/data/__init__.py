@@ -1,14 +1,22 @@
 """Loading of data sets (`sources`) and batches of their images (`pipeline`)."""
 
-from nvae_tf.data.pipeline import evaluation_batches, preprocess, training_batches
+from nvae_tf.data.pipeline import (
+    Division,
+    evaluation_batches,
+    preprocess,
+    training_batches,
+    training_input,
+)
 from nvae_tf.data.sources import load_images
 from nvae_tf.data.storage import cache_directory, describe
 
 __all__ = [
+    "Division",
     "cache_directory",
     "describe",
     "evaluation_batches",
     "load_images",
     "preprocess",
     "training_batches",
+    "training_input",
 ]

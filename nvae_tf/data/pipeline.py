@@ -1,11 +1,13 @@
 """Batches of images, each determined by a seed and the batch's number.
 
 Batch number k of a seed is always the same, so a checkpoint need not hold any state of the data.
-See docs/data.md.
+Batches to train on are stored images, which a replica's device turns into the model's input: a
+quarter of the bytes travel, and the processor has less to do. See docs/data.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -57,32 +59,78 @@ def quantize(values: tf.Tensor, bits: int) -> tf.Tensor:
     return tf.floor(values / 2.0 ** (8 - bits)) / (2.0**bits - 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """How a global batch is divided: into parts, and each part over replicas.
+
+    Attributes:
+      parts: The number of parts, which are computed one after the other.
+      replicas: The number of replicas.
+      first: The number of the first replica that this process feeds.
+      local: The number of replicas that it feeds.
+    """
+
+    parts: int = 1
+    replicas: int = 1
+    first: int = 0
+    local: int = 1
+
+
 def training_batches(
-    images: np.ndarray, config: ExperimentConfig, start: int = 0
+    images: np.ndarray,
+    config: ExperimentConfig,
+    start: int = 0,
+    division: Division = Division(),
 ) -> tf.data.Dataset:
-    """Returns an endless dataset of global batches, in a new random order every epoch.
+    """Returns an endless dataset of stored images, in a new random order every epoch.
+
+    Its elements are global batches; or shares of them, of which a process reads its own only: for
+    each part in turn, one for every replica that it feeds.
 
     Args:
       images: (N, h, w, C) uint8, as `load_images` returns them.
-      config: Gives the batch size, the seed, whether to flip, and the model of `preprocess`.
+      config: Gives the global batch size and the seed.
       start: Number of the first batch. A resumed run passes its step.
+      division: How batches are divided.
 
     Returns:
-      A dataset of batches (B, H, W, C) float32 in [0, 1].
+      A dataset of images (B, h, w, C) uint8; `training_input` makes the model's input of them.
     """
-    count, batch_size = len(images), config.train.global_batch_size
+    count, global_batch = len(images), config.train.global_batch_size
+    size = global_batch // (division.parts * division.replicas)
     rows = _reader(images)
 
     def batch(number: tf.Tensor) -> tf.Tensor:
-        position = number * batch_size + tf.range(batch_size, dtype=tf.int64)
-        chosen = rows(_shuffled(position, count, config.train.seed))
-        seed = tf.stack([tf.constant(config.train.seed, tf.int64), number])
-        if config.data.flip:
-            chosen = _randomly_flipped(chosen, seed)
-        return preprocess(chosen, config.model, seed)
+        number, replica = number // division.local, division.first + number % division.local
+        number, part = number // division.parts, number % division.parts
+        position = number * global_batch + size * (part * division.replicas + replica)
+        position += tf.range(size, dtype=tf.int64)
+        return rows(_shuffled(position, count, config.train.seed))
 
-    numbers = tf.data.Dataset.counter(start)
+    numbers = tf.data.Dataset.counter(start * division.parts * division.local)
     return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def training_input(
+    images: tf.Tensor, config: ExperimentConfig, number: tf.Tensor, first: int | tf.Tensor = 0
+) -> tf.Tensor:
+    """Turns images of a training batch into the model's input: some are flipped, if asked for.
+
+    Args:
+      images: (B, h, w, C) uint8, rows of a global batch.
+      config: Gives the seed, whether to flip, and the model of `preprocess`.
+      number: The number of the global batch.
+      first: The number of the first of these rows in it.
+
+    Returns:
+      (B, H, W, C) float32 in [0, 1].
+    """
+    number = tf.cast(number, tf.int64)
+    seed = tf.stack([tf.constant(config.train.seed, tf.int64), number])
+    if config.data.flip:
+        coins = uniform_rows(tf.shape(images)[0], [1, 1, 1], seed + 1, first)
+        images = tf.where(coins < 0.5, images, images[:, :, ::-1])
+    return preprocess(images, config.model, seed, first)
 
 
 def _reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -117,11 +165,6 @@ def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
         max_index=tf.constant(count - 1, tf.int32),
         rounds=4,
     )
-
-
-def _randomly_flipped(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    coins = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], seed + 1)
-    return tf.where(coins < 0.5, images, images[:, :, ::-1])
 
 
 def evaluation_batches(

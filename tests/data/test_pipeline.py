@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvae_tf import DataConfig, ExperimentConfig, ModelConfig, TrainConfig
-from nvae_tf.data import evaluation_batches, preprocess, training_batches
+from nvae_tf.data import (
+    Division,
+    evaluation_batches,
+    preprocess,
+    training_batches,
+    training_input,
+)
 from nvae_tf.data.pipeline import quantize
 
 
@@ -31,8 +37,8 @@ def take(dataset, count):
     return np.concatenate([batch.numpy() for batch in dataset.take(count)])
 
 
-def numbers(batches):
-    return np.round(255 * batches[:, 0, 0, 0]).astype(int).tolist()
+def numbers(stored):
+    return stored[:, 0, 0, 0].tolist()
 
 
 @settings(max_examples=10, deadline=None)
@@ -52,19 +58,44 @@ def test_epochs_and_seeds_differ():
 
 
 def test_a_batch_depends_on_its_number_alone():
-    images = np.random.default_rng(0).integers(256, size=(20, 2, 2, 1)).astype(np.uint8)
-    config = experiment(flip=True).override(
-        {"model.likelihood": "bernoulli", "model.num_x_bits": 1}
-    )
-    whole = take(training_batches(images, config), 8)
-    resumed = take(training_batches(images, config, start=5), 3)
+    images = numbered_images(20)
+    whole = take(training_batches(images, experiment()), 8)
+    resumed = take(training_batches(images, experiment(), start=5), 3)
     np.testing.assert_array_equal(whole[20:], resumed)
 
 
+@settings(max_examples=10, deadline=None)
+@given(parts=st.integers(1, 3), workers=st.integers(1, 3), local=st.integers(1, 2))
+def test_workers_share_a_global_batch(parts, workers, local):
+    images, replicas = numbered_images(50), workers * local
+    config = experiment(2 * parts * replicas)
+    whole = take(training_batches(images, config, start=3), 2)
+    shares = []
+    for worker in range(workers):
+        division = Division(parts, replicas, worker * local, local)
+        elements = training_batches(images, config, 3, division).take(2 * parts * local)
+        shares.append(np.reshape([element.numpy() for element in elements], [2, parts, local, -1]))
+    # Of each batch, every part in turn, and of a part, every worker's replicas in turn.
+    together = np.stack(shares, axis=2)
+    np.testing.assert_array_equal(together.reshape(whole.shape), whole)
+
+
+def test_rows_of_a_batch_become_rows_of_its_input():
+    images = np.random.default_rng(0).integers(256, size=(20, 2, 2, 1), dtype=np.uint8)
+    config = experiment(flip=True).override(
+        {"model.likelihood": "bernoulli", "model.num_x_bits": 1}
+    )
+    whole = training_input(tf.constant(images), config, 7)
+    assert np.any(whole != training_input(tf.constant(images), config, 8))
+    for first in (0, 3, 16):
+        rows = training_input(tf.constant(images[first:]), config, 7, first)
+        np.testing.assert_array_equal(rows, whole[first:])
+
+
 def test_flips_are_left_to_right_and_about_half():
-    images = np.zeros((64, 2, 2, 1), np.uint8)
+    images = np.zeros((256, 2, 2, 1), np.uint8)
     images[:, 0, 0] = 255
-    flipped = take(training_batches(images, experiment(64, flip=True)), 4)
+    flipped = training_input(tf.constant(images), experiment(flip=True), 0).numpy()
     left, right = flipped[:, 0, 0, 0], flipped[:, 0, 1, 0]
     np.testing.assert_array_equal(left + right, np.ones(256))
     assert 90 < right.sum() < 166  # 128 ± 4.7 standard deviations
@@ -110,5 +141,6 @@ def test_padding_is_zero():
 def test_evaluation_sees_all_images_in_order():
     batches = list(evaluation_batches(numbered_images(10), experiment().model, 4))
     assert [len(batch) for batch in batches] == [4, 4, 2]
-    assert numbers(np.concatenate(batches)) == list(range(10))
+    seen = np.round(255 * np.concatenate(batches)).astype(int)
+    assert numbers(seen) == list(range(10))
     assert dataclasses.is_dataclass(experiment())

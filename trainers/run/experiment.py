@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data import describe, load_images, training_batches
+from nvae_tf.data import describe, load_images, training_batches, training_input
 from nvae_tf.model.stacks import read_values
 from nvae_tf.runs.checkpoint_files import checkpoint_step
 from nvae_tf.runs.load import TrainedModel
@@ -167,21 +167,23 @@ class _Run:
                 trainer.state.start_from(read_values(init_from.load().variables))
                 self.say(f"Starting from the weights of {init_from.origin!r}.")
             else:
-                trainer.initialize_from_batch(next(iter(self._dataset())))
+                trainer.initialize_from_batch(self._batch())
             self._save()  # so that there is always something to go back to
-        batches = trainer.distribute(self._dataset())
-        seconds = trainer.trace(batches)
+        self._batches: tf.distribute.DistributedDataset = trainer.batches(self._images)
+        seconds = trainer.trace(self._batches)
         self.say(
             f"Step traced in {seconds:.1f} s; expected memory "
-            f"{expected_memory(trainer, batches) / 1e9:.2f} GB per replica, with "
+            f"{expected_memory(trainer, self._batches) / 1e9:.2f} GB per replica, with "
             f"{trainer.num_bytes / 1e9:.2f} GB of weights and optimiser."
         )
         if self._chief:
             self._progress = Progress(trainer, self._workdir, self._test_images)
         return True
 
-    def _dataset(self) -> tf.data.Dataset:
-        return training_batches(self._images, self._config, start=self.step)
+    def _batch(self) -> tf.Tensor:
+        """Returns the model's input (B, H, W, C) of the next step's global batch."""
+        stored = next(iter(training_batches(self._images, self._config, start=self.step)))
+        return training_input(stored, self._config, tf.constant(self.step))
 
     def train_on(self, stop: StopRequest) -> bool:
         """Trains to the last step; returns whether it was stopped before.
@@ -190,7 +192,7 @@ class _Run:
           DivergedError: Several steps in a row were not finite.
         """
         trainer, train = self._trainer, self._config.train
-        batches = iter(trainer.distribute(self._dataset()))
+        batches = iter(self._batches)
         metrics: StepMetrics | None = None
         for step in range(self.step + 1, trainer.total_steps + 1):
             previous = metrics
@@ -228,9 +230,10 @@ class _Run:
         """
         trainer = self._trainer
         failed, step = trainer.state.model_values(), self.step
-        batch = next(iter(self._dataset()))
+        batch = self._batch()
         rollbacks = int(trainer.state.guard.rollbacks.numpy()) + 1
         self._checkpointer.restore()  # first, for looking for the culprit may fail
+        self._batches = trainer.batches(self._images)
         culprit = first_non_finite(trainer, failed, step, batch)
         if rollbacks > self._config.train.max_rollbacks:
             if self._progress:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
+from nvae_tf.data import training_input
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.normalization import move_average
 from nvae_tf.model.nvae import NVAE, InferenceOutput
@@ -71,7 +72,7 @@ def forward_backward(
       replicas: Those that compute the step together.
       state: The values to start from.
       images: This replica's images (B, H, W, C).
-      noise: Their noise, from `draw_noise`.
+      noise: Their noise; `prepare` gives both.
       part: The number of the part of the global batch, with accumulation; else 0.
       stop: Whether this worker was asked to stop.
 
@@ -154,16 +155,28 @@ def _replica_means(
     )
 
 
-def draw_noise(
-    run: StepDefinition, replicas: Replicas, step: tf.Tensor, part: tf.Tensor
-) -> list[tf.Tensor]:
-    """Draws this replica's rows of the global batch's noise, which depends on the step only.
+def prepare(
+    run: StepDefinition, replicas: Replicas, stored: tf.Tensor, step: tf.Tensor, part: tf.Tensor
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Makes the model's input of a replica's images, and draws their noise.
 
-    XLA would draw other numbers, so this stays outside of what it compiles.
+    Both are rows of what belongs to the global batch, and depend on the step's number only. XLA
+    would draw other numbers, so this stays outside of what it compiles.
+
+    Args:
+      run: The definition of the step.
+      replicas: Those that compute the step together.
+      stored: This replica's images (B, h, w, C) uint8.
+      step: The number of steps done.
+      part: The number of the part of the global batch, with accumulation; else 0.
+
+    Returns:
+      The images (B, H, W, C) float32, and their noise by group.
     """
     seed = tf.stack([tf.constant(run.config.train.seed, tf.int64), step])
     first = run.replica_batch * (part * replicas.size + replicas.index)
-    return run.model.draw_noise(run.replica_batch, seed, first)
+    images = training_input(stored, run.config, step, first)
+    return images, run.model.draw_noise(run.replica_batch, seed, first)
 
 
 def update(run: StepDefinition, state: TrainState, share: Share) -> StepMetrics:

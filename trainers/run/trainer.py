@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
+from nvae_tf.data import Division, training_batches
 from nvae_tf.model.compilation import compiled, graph_function
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.replicas import Group, GroupReplicas, Replicas, replicas_of_context
@@ -19,7 +21,7 @@ from nvae_tf.training.regularization import Regularizer
 from nvae_tf.training.schedule import Schedule
 from trainers.run.accumulation import Accumulator
 from trainers.run.state import Reading, TrainState
-from trainers.run.step import Share, StepDefinition, draw_noise, forward_backward, update
+from trainers.run.step import Share, StepDefinition, forward_backward, prepare, update
 from trainers.run.strategies import check_batch
 
 _NOT_FINITE_LIMIT = 5  # steps in a row, at which the run counts as diverged
@@ -144,20 +146,24 @@ class Trainer:
                 "need the same workdir."
             )
 
-    def distribute(self, dataset: tf.data.Dataset) -> tf.distribute.DistributedDataset:
-        """Returns the dataset of global batches in parts, each split over the replicas."""
-        parts = self.config.train.accumulation_steps
-        if parts > 1:
-            dataset = dataset.flat_map(
-                lambda batch: tf.data.Dataset.from_tensor_slices(
-                    tf.reshape(batch, [parts, -1, *batch.shape[1:]])
-                )
+    def batches(self, images: np.ndarray) -> tf.distribute.DistributedDataset:
+        """Returns the images of all steps to come, each replica's share of each part.
+
+        Args:
+          images: (N, h, w, C) uint8, those to train on; every worker reads the rows of its own
+            replicas only.
+        """
+        start = self.state.steps_done
+
+        def own(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            replicas = context.num_replicas_in_sync
+            local = replicas // context.num_input_pipelines
+            parts, first = self.config.train.accumulation_steps, context.input_pipeline_id * local
+            return training_batches(
+                images, self.config, start, Division(parts, replicas, first, local)
             )
-        options = tf.data.Options()
-        options.experimental_distribute.auto_shard_policy = (
-            tf.data.experimental.AutoShardPolicy.DATA
-        )
-        return self.strategy.experimental_distribute_dataset(dataset.with_options(options))
+
+        return self.strategy.distribute_datasets_from_function(own)
 
     def trace(self, batches: tf.distribute.DistributedDataset) -> float:
         """Traces the step for such batches without running it; returns the seconds it took."""
@@ -188,7 +194,7 @@ class Trainer:
         """Takes one step of the run, with the next batch.
 
         Args:
-          batches: An iterator over what `distribute` returned.
+          batches: An iterator over what `batches` returned.
           stop: Whether this worker was asked to stop; the metrics tell if any was.
         """
         self._trace_apart()
@@ -237,7 +243,7 @@ class Trainer:
             index = tf.distribute.get_replica_context().replica_id_in_sync_group
             return self._traced(reading, images, part, stop, index, state.step.handle)
         replicas = replicas_of_context()
-        noise = draw_noise(run, replicas, reading.step, part)
+        images, noise = prepare(run, replicas, images, reading.step, part)
         if self._traced:
             return self._traced(reading, images, noise, part, stop)
         return forward_backward(run, replicas, reading, images, noise, part, stop)
@@ -246,20 +252,21 @@ class Trainer:
         """Traces `forward_backward` outside of other functions, if it is one of its own."""
         if self._traced:
             return
-        images = tf.TensorSpec([self.replica_batch, *self.config.model.image_shape])
+        model = self.config.model
         reading = tf.nest.map_structure(
             lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), self.state.read()
         )
         number, flag = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
         if self._group:
+            images = tf.TensorSpec([self.replica_batch, *model.content_shape], tf.uint8)
             token = tf.TensorSpec([], tf.resource)
             function = graph_function(functools.partial(_for_group, self.definition, self._group))
             self._traced = function.get_concrete_function(
                 reading, images, number, flag, number, token
             )
         elif self.config.train.jit_compile == "step":
-            shapes = self.config.model.latent_shapes
-            noise = [tf.TensorSpec([self.replica_batch, *shape]) for shape in shapes]
+            images = tf.TensorSpec([self.replica_batch, *model.image_shape])
+            noise = [tf.TensorSpec([self.replica_batch, *shape]) for shape in model.latent_shapes]
             function = compiled(functools.partial(forward_backward, self.definition, Replicas()))
             self._traced = function.get_concrete_function(reading, images, noise, number, flag)
 
@@ -276,5 +283,5 @@ def _for_group(
 ) -> tuple[Share, list[tf.Tensor]]:
     """Computes `forward_backward` for the replica of that number, with a resource of its device."""
     replicas = GroupReplicas(group, index, token)
-    noise = draw_noise(run, replicas, state.step, part)
+    images, noise = prepare(run, replicas, images, state.step, part)
     return forward_backward(run, replicas, state, images, noise, part, stop)

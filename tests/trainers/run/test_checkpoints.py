@@ -14,7 +14,8 @@ from nvae_tf.model.stacks import StackedVariables, StackLayout
 from nvae_tf.model.towers import Towers
 from nvae_tf.runs.checkpoint_files import CheckpointReader, write_checkpoint
 from nvae_tf.runs.workdir import Workdir
-from tests.conftest import random_images, small_experiment_config
+from tests.conftest import small_experiment_config
+from tests.trainers.run.test_trainer import stored_images
 from trainers.run import experiment
 from trainers.run import step as step_module
 from trainers.run import trainer as trainer_module
@@ -32,9 +33,7 @@ def make(workdir, config=CONFIG):
 
 
 def run(trainer, steps):
-    images = random_images(trainer.config.model, 4 * steps)
-    dataset = tf.data.Dataset.from_tensor_slices(images).batch(4)
-    iterator = iter(trainer.distribute(dataset))
+    iterator = iter(trainer.batches(stored_images(trainer.config)))
     for _ in range(steps):
         trainer.step(iterator)
 

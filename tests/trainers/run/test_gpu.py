@@ -10,7 +10,7 @@ import tensorflow as tf
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import small_experiment_config, tiny_experiment_config
 from tests.trainers.run.test_experiment import train_until_killed, weights
-from tests.trainers.run.test_trainer import batches
+from tests.trainers.run.test_trainer import stored_images
 from trainers.run.experiment import train
 from trainers.run.memory import peak_memory
 from trainers.run.strategies import make_strategy
@@ -28,7 +28,7 @@ STEPS = 3
 def losses(config, device):
     strategy = tf.distribute.OneDeviceStrategy(device)
     trainer = Trainer(config, strategy, num_images=100)
-    iterator = iter(trainer.distribute(batches(config, STEPS)))
+    iterator = iter(trainer.batches(stored_images(config)))
     metrics = [trainer.step(iterator) for _ in range(STEPS)]
     return [float(m.batch.loss) for m in metrics], [float(m.verdict.gradient_norm) for m in metrics]
 
@@ -56,7 +56,7 @@ def test_recomputation_takes_less_memory():
             wide | {"model.num_cell_per_cond_dec": 4, "train.recompute": recompute}
         )
         trainer = Trainer(config, make_strategy("one_device"), num_images=100)
-        iterator = iter(trainer.distribute(batches(config, 2)))
+        iterator = iter(trainer.batches(stored_images(config)))
         trainer.step(iterator)
         tf.config.experimental.reset_memory_stats("GPU:0")
         float(trainer.step(iterator).batch.loss)

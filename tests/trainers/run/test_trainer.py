@@ -7,22 +7,29 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf.data import training_batches, training_input
 from nvae_tf.model.compilation import compiled
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.replicas import Replicas
 from nvae_tf.training.objective import negative_elbo, objective_terms
 from nvae_tf.training.schedule import steps_per_epoch, total_steps
-from tests.conftest import random_images, small_experiment_config, tiny_experiment_config
+from tests.conftest import small_experiment_config, tiny_experiment_config
 from trainers.run import step as step_module
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import Trainer, has_diverged
 
 
-def batches(config, count):
-    """The same `count` batches every time."""
-    size = config.train.global_batch_size
-    images = random_images(config.model, count * size)
-    return tf.data.Dataset.from_tensor_slices(images).batch(size)
+def stored_images(config):
+    """Images to train on, of random pixels."""
+    return np.random.default_rng(0).integers(
+        256, size=(40, *config.model.content_shape), dtype=np.uint8
+    )
+
+
+def first_batch(trainer):
+    """The model's input in the first step, of the global batch."""
+    stored = next(iter(training_batches(stored_images(trainer.config), trainer.config)))
+    return training_input(stored, trainer.config, 0)
 
 
 CONFIG = tiny_experiment_config(steps=100).override({"model.num_nf": 1})
@@ -39,7 +46,7 @@ def train(strategy, count, config=CONFIG):
     trainer = Trainer(config, strategy_of(strategy), num_images=100)
     guard = trainer.state.guard
     guard.loss_scale.assign(min(64.0, guard.loss_scale.numpy()))
-    iterator = iter(trainer.distribute(batches(config, count)))
+    iterator = iter(trainer.batches(stored_images(config)))
     metrics = [trainer.step(iterator) for _ in range(count)]
     return trainer, metrics
 
@@ -76,7 +83,7 @@ def test_metrics_add_up_to_the_loss(small):
 
 def test_the_step_is_that_of_the_model_and_the_objective(small):
     fresh = Trainer(SMALL, strategy_of("one_device"), num_images=100)
-    images = next(iter(batches(SMALL, 1)))
+    images = first_batch(fresh)
     noise = fresh.model.draw_noise(4, tf.constant([SMALL.train.seed, 0], tf.int64))
     with functional_call(fresh.model, fresh.state.model_values()):
         output = fresh.model.infer(images, noise, training=True)
@@ -88,7 +95,7 @@ def test_the_step_is_that_of_the_model_and_the_objective(small):
 
 def test_standard_errors_are_those_of_the_batch(small):
     fresh = Trainer(SMALL, strategy_of("one_device"), num_images=100)
-    images = next(iter(batches(SMALL, 1)))
+    images = first_batch(fresh)
     noise = fresh.model.draw_noise(4, tf.constant([SMALL.train.seed, 0], tf.int64))
     with functional_call(fresh.model, fresh.state.model_values()):
         output = fresh.model.infer(images, noise, training=True)
@@ -153,7 +160,7 @@ def test_accumulated_batch_statistics_are_the_mean_of_the_parts():
     config = CONFIG.override({"train.accumulation_steps": 2})
     trainer, _ = train("one_device", 1, config)
     fresh = Trainer(config, strategy_of("one_device"), num_images=100)
-    images = next(iter(batches(config, 1)))
+    images = first_batch(fresh)
     noise = fresh.model.draw_noise(4, tf.constant([config.train.seed, 0], tf.int64))
     means = []
     for rows in (slice(0, 2), slice(2, 4)):
@@ -199,11 +206,12 @@ def test_xla_does_not_merge_what_is_recomputed(precision):
         config = SMALL.override(overrides | {"train.jit_compile": "step"})
         trainer = Trainer(config, strategy_of("one_device"), num_images=100)
         run, reading = trainer.definition, trainer.state.read()
-        images = next(iter(batches(config, 1)))
-        noise = step_module.draw_noise(run, Replicas(), reading.step, tf.constant(0))
+        stored = next(iter(trainer.batches(stored_images(config))))
+        part = tf.constant(0)
+        images, noise = step_module.prepare(run, Replicas(), stored, reading.step, part)
         step = compiled(functools.partial(step_module.forward_backward, run, Replicas()))
         lowered = step.experimental_get_compiler_ir(
-            reading, images, noise, tf.constant(0), tf.constant(False)
+            reading, images, noise, part, tf.constant(False)
         )
         return len(re.findall(r" convolution\(|convolution.*custom-call", lowered("optimized_hlo")))
 
@@ -214,7 +222,7 @@ def test_recomputation_sums_no_statistics_again():
     def reductions(recompute):
         config = SMALL.override({"train.recompute": recompute})
         trainer = Trainer(config, strategy_of("mirrored"), num_images=100)
-        graph, _ = trainer.gradient_graph(trainer.distribute(batches(config, 1)))
+        graph, _ = trainer.gradient_graph(trainer.batches(stored_images(config)))
         definition = graph.as_graph_def()
         nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
         return sum(node.op == "CollectiveReduceV2" for node in nodes)
@@ -252,7 +260,7 @@ def test_clipping_is_of_the_global_gradient(strategy, parts):
     )
     trainer = Trainer(config, strategy_of(strategy), num_images=100)
     before = [weight.numpy() for weight in trainer.state.weights.values()]
-    norm = float(trainer.step(iter(trainer.distribute(batches(config, 1)))).verdict.gradient_norm)
+    norm = float(trainer.step(iter(trainer.batches(stored_images(config)))).verdict.gradient_norm)
     change = [a - b.numpy() for a, b in zip(before, trainer.state.weights.values())]
     assert norm > 0.5
     applied = np.sqrt(sum(np.square(c.astype(np.float64)).sum() for c in change))
@@ -286,7 +294,7 @@ def test_an_infinite_gradient_on_any_replica_changes_no_weight(monkeypatch, stra
     monkeypatch.setattr(step_module, "objective_terms", terms)
     replicas = trainer.strategy.num_replicas_in_sync
     steps = 1 + 2 * replicas
-    iterator = iter(trainer.distribute(batches(config, steps)))
+    iterator = iter(trainer.batches(stored_images(config)))
     assert bool(trainer.step(iterator).verdict.applied)
     for skipped, replica in enumerate(range(replicas), start=1):
         before, scale = state(trainer), float(trainer.state.guard.loss_scale.numpy())
@@ -319,7 +327,7 @@ def test_the_average_follows_the_weights():
     config = SMALL.override({"optimizer.ema_decay": 0.75})
     trainer = Trainer(config, strategy_of("one_device"), num_images=100)
     expected = [weight.numpy() for weight in trainer.state.weights.values()]
-    iterator = iter(trainer.distribute(batches(config, 3)))
+    iterator = iter(trainer.batches(stored_images(config)))
     for _ in range(3):
         trainer.step(iterator)
         expected = [
@@ -343,7 +351,7 @@ def test_several_steps_that_are_not_finite_count_as_diverged():
     trainer = Trainer(config, strategy_of("auto"), num_images=100)
     path = trainer.model.image_head.bias.path
     trainer.state.replace_weights({path: tf.constant([np.nan], tf.float32)})
-    iterator = iter(trainer.distribute(batches(config, 6)))
+    iterator = iter(trainer.batches(stored_images(config)))
     diverged = [has_diverged(trainer.step(iterator)) for _ in range(6)]
     assert diverged == [False] * 4 + [True] * 2
     assert int(trainer.state.iterations) == 0 and int(trainer.state.guard.skipped) == 6
