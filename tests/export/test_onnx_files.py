@@ -1,7 +1,11 @@
 """ONNX files: what ONNX Runtime computes is what TensorFlow computes."""
 
+import base64
 import importlib.util
 import json
+import pathlib
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -19,6 +23,8 @@ from tests.export.exported import small_model, small_signatures
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("tf2onnx", reason="needs the extra onnx")
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +75,52 @@ def test_binary_images(tmp_path):
     assert (tmp_path / "infer_tensors.onnx").stat().st_size > 0
 
 
+@pytest.fixture(scope="module")
+def inputs():
+    return _inputs(small_model(), make_signatures(small_model()))
+
+
+def expected(name, inputs):
+    tensors = {key: tf.constant(value) for key, value in inputs[name].items()}
+    return small_signatures()[name](**tensors)
+
+
 @pytest.mark.slow
-def test_openvino_computes_the_same(written):
+@pytest.mark.parametrize("name", NAMES)
+def test_openvino_computes_the_same(written, inputs, name):
     openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
-    core = openvino.Core()
-    inputs = _inputs(small_model(), make_signatures(small_model()))
-    for name in NAMES:
-        options = {"INFERENCE_PRECISION_HINT": "f32"}
-        compiled = core.compile_model(written / f"{name}.onnx", "CPU", options)
-        answer = compiled(inputs[name])
-        expected = small_signatures()[name](
-            **{key: tf.constant(value) for key, value in inputs[name].items()}
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(written / f"{name}.onnx", "CPU", options)
+    answer = compiled(inputs[name])
+    wanted = expected(name, inputs)
+    _compare(name, {key: answer[key] for key in wanted}, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_onnx_runtime_in_node_computes_the_same(written, inputs, name):
+    if not shutil.which("node"):
+        pytest.skip("needs Node")
+    if not (ROOT / "node_modules/onnxruntime-node").is_dir():
+        pytest.skip(
+            "needs npm install --no-save --ignore-scripts --prefix=. onnxruntime-node@1.30.0"
         )
-        _compare(name, {key: answer[key] for key in expected}, expected)
+    given = {
+        key: {"shape": value.shape, "data": base64.b64encode(value.tobytes()).decode()}
+        for key, value in inputs[name].items()
+    }
+    command = ["node", "benchmarks/onnxruntime_node.mjs", written / f"{name}.onnx"]
+    ended = subprocess.run(
+        command, cwd=ROOT, input=json.dumps(given), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    received = {
+        key: np.frombuffer(base64.b64decode(value["data"]), np.float32).reshape(value["shape"])
+        for key, value in json.loads(ended.stdout)["outputs"].items()
+    }
+    wanted = expected(name, inputs)
+    assert {k: v.shape for k, v in received.items()} == {k: v.shape for k, v in wanted.items()}
+    _compare(name, received, wanted)
 
 
 def test_what_is_missing_is_said_first(monkeypatch):
