@@ -43,6 +43,8 @@ setup(
         "nvlabs": ["torch>=2.6"],
         # Another reader of ONNX files, with which the tests compare them.
         "openvino": ["openvino>=2024.0"],
+        # LiteRT, which runs what tf.lite.TFLiteConverter converts.
+        "litert": ["ai-edge-litert>=2.0"],
         "onnx": ["onnx>=1.14", "onnxruntime>=1.17", "tf2onnx>=1.16"],
         # Independent implementations that ours are compared with. They need torch and torchvision.
         "metrics": ["clean-fid>=0.1.35", "scipy>=1.10", "torch-fidelity>=0.4"],

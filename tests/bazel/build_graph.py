@@ -31,7 +31,17 @@ DISTRIBUTIONS = {
 UNDECLARED = {"tensorflow_datasets": "importlib_resources"}
 # TFX 1.16 is for Python 3.10 and TensorFlow 2.16 only: no lock can hold it beside the others. What
 # runs a compiled step is for machines that have JAX and no TensorFlow.
-NOT_LOCKED = {"tfx", "tfx_bsl", "jax", "jaxlib", "onnx", "onnxruntime", "tf2onnx", "openvino"}
+NOT_LOCKED = {
+    "ai_edge_litert",
+    "jax",
+    "jaxlib",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tf2onnx",
+    "tfx",
+    "tfx_bsl",
+}
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
