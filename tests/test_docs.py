@@ -136,6 +136,7 @@ MEASURING = {
     "likelihood": (["--num_iw_samples=2", "--images=1"], r"\d"),
     "memory": (["--steps=1", "--batch=2"], r"\d"),
     "replicas": (["--preset=mnist_small", "--replicas=2", "--replica_batch=1"], r"\d"),
+    "runtimes": (["--repeats=1"], r"TensorFlow +\|.*\| [\d.]+ ms"),
     "sampling": (["--workloads=mnist_small", "--repeats=1"], "mnist_small"),
     "serving": (["--repeats=1"], "log_likelihood"),
     "summaries": (["--workloads=mnist_small", "--steps=1"], "mnist_small"),

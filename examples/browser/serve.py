@@ -59,7 +59,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             return self._model
         if directory == "/runtime" and file.endswith((".mjs", ".wasm")):
             return os.path.join(self._runtime, file)
-        return os.devnull + "/nothing"
+        return os.path.join(os.devnull, "nothing")  # for which the answer is 404
 
     def end_headers(self) -> None:
         """Adds the headers of every answer."""
