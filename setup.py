@@ -20,9 +20,9 @@ setup(
         "export": ["py.typed", "serving/*"],
         "trainers": ["py.typed"],
     },
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     install_requires=[
-        "absl-py>=1.4",  # TFX 1.16 does not allow 2
+        "absl-py>=1.4",  # TFX does not allow 2
         "h5py>=3.8",
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
         "keras>=3.12.1,!=3.13.0,!=3.13.1,<4",  # CVE-2026-1669
@@ -48,13 +48,8 @@ setup(
         "onnx": ["onnx>=1.14", "onnxruntime>=1.17", "tf2onnx>=1.16"],
         # Independent implementations that ours are compared with. They need torch and torchvision.
         "metrics": ["clean-fid>=0.1.35", "scipy>=1.10", "torch-fidelity>=0.4"],
-        # Python 3.10 only. TFX 1.16 needs TensorFlow 2.16, and that these bounds.
-        "tfx": [
-            "dill",
-            "tensorflow-metadata<1.17",
-            "tensorflow-probability[tf]<0.25",
-            "tfx==1.16.0",
-        ],
+        # Its libraries are for Linux with glibc 2.39 or newer.
+        "tfx": ["tfx[kfp]>=1.21,<1.22"],
         "test": ["hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"],
         "dev": [
             "hypothesis>=6.100",

@@ -4,25 +4,28 @@
 
 ImportExampleGen, Trainer, a gate on the validation's bits per dimension, Pusher. Without
 `--examples` the embedded Fashion-MNIST images are written as tf.Examples first. Every start is a
-run of the same pipeline: its model is pushed if it is no worse than the last one that was. See
-docs/tfx.md.
+run of the same pipeline: its model is pushed if it is no worse than the last one that was. With
+`--compile=pipeline.yaml` nothing runs: the file describes the same pipeline to Kubeflow Pipelines.
+See docs/tfx.md.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 
 os.environ["TF_USE_LEGACY_KERAS"] = "0"  # see trainers/tfx/training.py
 
 import tensorflow as tf
+import yaml
 from absl import app, flags
 from tfx import v1 as tfx
 
 from nvae_tf import presets
 from nvae_tf.command_line import usage_errors, use_devices
 from nvae_tf.data import load_images
-from nvae_tf.files import new_directory
+from nvae_tf.files import check_output, new_directory, write_atomically
 from trainers.tfx.evaluator import BitsPerDimensionEvaluator
 
 _ROOT = flags.DEFINE_string(
@@ -40,6 +43,10 @@ _OVERRIDE = flags.DEFINE_multi_string(
 )
 _TRAIN_STEPS = flags.DEFINE_integer("train_steps", 0, "0: as the preset says.", lower_bound=0)
 _EVAL_STEPS = flags.DEFINE_integer("eval_steps", 0, "Batches; 0: all images.", lower_bound=0)
+_COMPILE = flags.DEFINE_string(
+    "compile", None, "File to write for Kubeflow Pipelines, x.yaml, instead of a run here."
+)
+_IMAGE = flags.DEFINE_string("image", None, "compile: container image of all steps.")
 _WARM_START = flags.DEFINE_bool("warm_start", False, "Start from the last blessed model's weights.")
 
 _NAME = "nvae"
@@ -68,6 +75,34 @@ def parse_override(text: str) -> tuple[str, object]:
         raise ValueError(
             f"--override must be FIELD=VALUE with the value in JSON, received {text!r}."
         ) from error
+
+
+def compile_pipeline(pipeline: tfx.dsl.Pipeline, path: str, image: str) -> None:
+    """Writes a pipeline's specification for Kubeflow Pipelines, version 2, whole or not at all."""
+    from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner  # it needs the package kfp
+
+    config = kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(
+        default_image=image,
+        use_pipeline_spec_2_1=True,  # the version that KFP's own SDK reads
+    )
+    job = kubeflow_v2_dag_runner.KubeflowV2DagRunner(config).run(pipeline, write_out=False)
+    root = pipeline.pipeline_info.pipeline_root
+    write_atomically(path, yaml.safe_dump(job["pipelineSpec"] | {"defaultPipelineRoot": root}))
+
+
+def check_compile(path: str | None, image: str | None, examples: str | None) -> None:
+    """Raises a ValueError if a flag is missing or useless for what `--compile` asks."""
+    if path is None:
+        if image is not None:
+            raise ValueError("--image is only for --compile.")
+        return
+    if not path.endswith(".yaml"):
+        raise ValueError(f"--compile must be a file x.yaml, received {path!r}.")
+    check_output(path)
+    if not image or not examples:
+        raise ValueError("--compile needs --image and --examples, which the steps can read.")
+    if importlib.util.find_spec("kfp") is None:
+        raise ValueError("--compile needs the package kfp, which TFX has for Python 3.10 and 3.11.")
 
 
 def make_pipeline(root: str, examples: str, overrides: dict[str, object]) -> tfx.dsl.Pipeline:
@@ -117,6 +152,12 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         overrides = dict(map(parse_override, _OVERRIDE.value))
         presets.get(_PRESET.value).override(overrides)  # raises an error before the work
+        check_compile(_COMPILE.value, _IMAGE.value, _EXAMPLES.value)
+        if _COMPILE.value:
+            pipeline = make_pipeline(_ROOT.value, _EXAMPLES.value, overrides)
+            compile_pipeline(pipeline, _COMPILE.value, _IMAGE.value)
+            print(f"Not run, but written: {_COMPILE.value}")
+            return
         root = os.path.abspath(_ROOT.value)
         examples = os.path.abspath(_EXAMPLES.value or os.path.join(root, "examples"))
         use_devices(training=True)

@@ -29,10 +29,13 @@ DISTRIBUTIONS = {
 }
 # What a distribution imports without asking for it.
 UNDECLARED = {"tensorflow_datasets": "importlib_resources"}
-# TFX 1.16 is for Python 3.10 and TensorFlow 2.16 only: no lock can hold it beside the others. What
+# TFX's libraries are for glibc 2.39 or newer, and need older ones than the lock holds. What
 # runs a compiled step is for machines that have JAX and no TensorFlow.
 NOT_LOCKED = {
     "ai_edge_litert",
+    "tfx",
+    "tfx_bsl",
+    "kfp",
     "jax",
     "jaxlib",
     "onnx",
@@ -41,6 +44,10 @@ NOT_LOCKED = {
     "tf2onnx",
     "tfx",
     "tfx_bsl",
+    "tf2onnx",
+    "openvino",
+    "pytriton",
+    "tritonclient",
 }
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")

@@ -1,6 +1,7 @@
 """Versions in a directory that is watched: whole or not there, blessed, and by count."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -303,7 +304,7 @@ def test_files_and_links_are_no_versions(stand_in, tmp_path):
 
 def test_a_version_that_cannot_be_removed_is_a_warning(stand_in, tmp_path, monkeypatch, caplog):
     def refuse(*_, **__):
-        raise PermissionError("not yours")
+        raise PermissionError(errno.EACCES, "not yours")
 
     publish(None, tmp_path, manifest())
     (tmp_path / f"{publishing._REMOVED}9").mkdir()

@@ -25,6 +25,7 @@ from nvae_tf.runs.load import TrainedModel, save_weights
 from nvae_tf.runs.workdir import Workdir
 from trainers.run.experiment import train
 from trainers.tfx.examples import DataAccessor, copy_images
+from trainers.tfx.places import local_directory
 
 TRAIN_SPLIT, EVAL_SPLIT = "train", "eval"
 _CUSTOM_KEYS = ("preset", "overrides")
@@ -71,14 +72,14 @@ def run_fn(fn_args: FnArgs) -> None:
       FileNotFoundError: if `base_model` was not trained by this function.
       RuntimeError: if a signal stopped the training. Nothing is exported then.
     """
-    for name in ("model_run_dir", "serving_model_dir"):
-        _check_local(name, getattr(fn_args, name))
+    run_dir = local_directory("model_run_dir", fn_args.model_run_dir)
+    serving_dir = local_directory("serving_model_dir", fn_args.serving_model_dir)
     for name in ("train_files", "eval_files"):
         if not getattr(fn_args, name):
             raise ValueError(
                 f"{name} is empty: the examples need a split to train on, and another."
             )
-    workdir = Workdir(fn_args.model_run_dir)
+    workdir = Workdir(run_dir)
     config = requested_config(fn_args)
     base = _base_run(fn_args.base_model, config) if fn_args.base_model else None
     use_devices(training=True)
@@ -87,7 +88,7 @@ def run_fn(fn_args: FnArgs) -> None:
     step = checkpoint_step(workdir.latest_checkpoint())
     if workdir.evaluated_step() != step:
         raise RuntimeError(f"The training was stopped after step {step}; nothing is exported.")
-    _export(workdir, fn_args.serving_model_dir)
+    _export(workdir, serving_dir)
 
 
 def requested_config(fn_args: FnArgs) -> ExperimentConfig:
@@ -125,7 +126,9 @@ def requested_config(fn_args: FnArgs) -> ExperimentConfig:
     return config.override(
         {
             "data.name": "tfrecord",
-            "data.data_dir": os.path.join(fn_args.model_run_dir, "examples"),
+            "data.data_dir": os.path.join(
+                local_directory("model_run_dir", fn_args.model_run_dir), "examples"
+            ),
             "data.train_split": TRAIN_SPLIT,
             "data.test_split": EVAL_SPLIT,
         }
@@ -159,14 +162,6 @@ def _tuned(hyperparameters: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not name.startswith(_TUNER_KEYS)}
 
 
-def _check_local(name: str, path: str) -> None:
-    if "://" in path:
-        raise ValueError(
-            f"{name} must be a local directory (or a mounted one, such as /gcs/...), "
-            f"received {path!r}."
-        )
-
-
 def _base_run(base_model: str, config: ExperimentConfig) -> TrainedModel:
     """Finds the weights of a base model.
 
@@ -174,7 +169,7 @@ def _base_run(base_model: str, config: ExperimentConfig) -> TrainedModel:
       base_model: A SavedModel that `run_fn` exported, as TFX passes it, or a workdir.
       config: The new run's configuration, whose model must be the same.
     """
-    _check_local("base_model", base_model)
+    base_model = local_directory("base_model", base_model)
     places = (base_model, run_beside(base_model))
     for workdir in map(Workdir, places):
         if workdir.has_config:

@@ -26,7 +26,7 @@ from tests.trainers.tfx.stand_ins import (
     write_examples,
 )
 from trainers.tfx import gate as tfx_gate
-from trainers.tfx import training
+from trainers.tfx import places, training
 from trainers.tfx.examples import copy_images
 from trainers.tfx.gate import Verdict, compare_with_baseline, measured_bits_per_dim
 from trainers.tfx_module import requested_config, run_fn
@@ -221,6 +221,14 @@ def test_what_is_wrong_is_said_before_training(examples, tmp_path, monkeypatch, 
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run_fn(FnArgs(examples, tmp_path, **changes))
     assert not os.listdir(tmp_path)
+
+
+def test_a_bucket_is_where_it_is_mounted(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "_BUCKETS", ("gs://", f"{tmp_path}/"))
+    assert places.local_directory("run", "gs://bucket/a/b") == f"{tmp_path}/bucket/a/b"
+    assert places.local_directory("run", "/a/b") == "/a/b"
+    with pytest.raises(ValueError, match=r"run must be .* received 's3://bucket/a'"):
+        places.local_directory("run", "s3://bucket/a")
 
 
 def test_a_base_model_of_another_shape_is_refused(trained, examples, tmp_path):

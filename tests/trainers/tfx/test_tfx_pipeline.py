@@ -8,11 +8,13 @@ import sys
 
 import pytest
 import tensorflow as tf
+import yaml
 
 from nvae_tf.data import load_images
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import small_experiment_config
 from tests.trainers.tfx import stand_ins as tfx_stand_ins
+from tests.trainers.tfx.kfp_launcher import run_steps
 from trainers.tfx.examples import RecordBatchesOptions
 from trainers.tfx_module import FnArgs, run_beside
 
@@ -20,6 +22,7 @@ tfx = pytest.importorskip("tfx.v1")
 pytestmark = pytest.mark.slow
 
 PROGRAM = pathlib.Path(__file__).parents[3] / "examples" / "tfx_pipeline.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])}
 
 
 class Pipeline:
@@ -46,7 +49,13 @@ class Pipeline:
 
     def run(self, *flags):
         """Runs it; returns what it wrote."""
-        result = subprocess.run(
+        result = self.start(*flags)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout + result.stderr
+
+    def start(self, *flags):
+        """Runs it; returns the process that has ended."""
+        return subprocess.run(
             [
                 sys.executable,
                 str(PROGRAM),
@@ -55,13 +64,11 @@ class Pipeline:
                 *self.overrides,
                 *flags,
             ],
-            env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])},
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert result.returncode == 0, result.stderr[-3000:]
-        return result.stdout + result.stderr
 
     def pushed(self):
         return sorted((self.root / "serving" / "nvae").glob("*"))
@@ -113,12 +120,67 @@ def answers(version):
     tf.debugging.assert_equal(default["image"], sample["image"])
 
 
+@pytest.fixture
+def compiled(tmp_path):
+    """A pipeline, and the file that describes it to Kubeflow Pipelines."""
+    pytest.importorskip("kfp", reason="TFX has it for Python 3.10 and 3.11")
+    pipeline = Pipeline(tmp_path)
+    file = tmp_path / "pipeline.yaml"
+    flags = ("--train_steps=2", "--eval_steps=1", "--image=registry.example/nvae:1")
+    pipeline.run(f"--compile={file}", *flags)
+    return pipeline, file
+
+
+def test_kubeflow_pipelines_reads_the_compiled_pipeline(compiled, tmp_path):
+    from kfp import compiler, components
+
+    pipeline, file = compiled
+    loaded = components.load_component_from_file(str(file))
+    assert loaded.pipeline_spec.default_pipeline_root == f"{tmp_path}/artifacts"
+    tasks = loaded.pipeline_spec.root.dag.tasks
+    assert {"ImportExampleGen", "Trainer", "BitsPerDimensionEvaluator", "Pusher"} < set(tasks)
+    assert tasks["Pusher"].dependent_tasks == ["BitsPerDimensionEvaluator", "Trainer"]
+    compiler.Compiler().compile(loaded, str(tmp_path / "again.yaml"))
+    again = yaml.safe_load((tmp_path / "again.yaml").read_text())
+    spec = yaml.safe_load(file.read_text())
+    assert again["deploymentSpec"] == spec["deploymentSpec"]
+    assert not list(tmp_path.glob("artifacts")) and not pipeline.pushed()  # nothing has run
+    spec["root"]["dag"]["tasks"]["Pusher"]["dependentTask"] = []
+    file.write_text(yaml.safe_dump(spec))
+    with pytest.raises(Exception, match="dependentTask"):  # a check that can fail
+        components.load_component_from_file(str(file))
+
+
+def test_the_compiled_steps_run(compiled, tmp_path):
+    pipeline, file = compiled
+    spec = yaml.safe_load(file.read_text())
+    made = run_steps(spec, tmp_path / "artifacts", ENVIRONMENT)
+    (version,) = pipeline.pushed()
+    answers(version)
+    blessing = made["BitsPerDimensionEvaluator.blessing"]["metadata"]
+    # By these two, Vertex AI's resolver finds the model in the next run.
+    assert blessing["blessed"] == 1
+    assert blessing["current_model_id"] == "Trainer.model"
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--compile=x.json", "--image=i"], "--compile must be a file x.yaml"),
+        (["--compile=x.yaml"], "--compile needs --image and --examples"),
+        (["--image=i"], "--image is only for --compile"),
+    ],
+)
+def test_what_cannot_be_compiled_is_said(tmp_path, flags, message):
+    result = Pipeline(tmp_path).start(*flags)
+    assert result.returncode and message in result.stderr
+
+
 @pytest.mark.parametrize("module", ["trainers.tfx_module", "trainers.tfx.evaluator"])
 def test_tfx_may_be_imported_first(module):
     """It turns Keras 2 on, which ours must not get."""
     code = f"from tfx import v1; import {module}, nvae_tf; nvae_tf.NVAE"
-    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-    environment["PYTHONPATH"] = str(PROGRAM.parents[1])
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "TF_USE_LEGACY_KERAS"}
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
