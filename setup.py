@@ -61,6 +61,8 @@ setup(
             "pytest-xdist>=3.5",
             "ruff>=0.6",
         ],
+        # The schemas of examples/kubernetes, for its test.
+        "kubernetes": ["kubeflow-training>=1.9,<2", "kubernetes-validate>=1.34"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     entry_points={

@@ -46,6 +46,8 @@ NOT_LOCKED = {
     "tfx_bsl",
     "tf2onnx",
     "openvino",
+    "kubernetes",
+    "kubernetes_validate",
     "pytriton",
     "tritonclient",
 }
