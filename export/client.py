@@ -1,6 +1,7 @@
 """Asks a server for images: `python -m export.client --server=HOST:PORT --output=x.png`.
 
-The server is TensorFlow Serving. Its model returns images:
+The server is TensorFlow Serving, or with `--protocol=kserve` Triton, which only samples. Its model
+returns images:
 
   sample        images from the prior
   reconstruct   reconstructions of pictures
@@ -30,10 +31,16 @@ _FLAGS_OF_MODE = {
 _SERVER = flags.DEFINE_string(
     "server",
     None,
-    "Address of the server, HOST:PORT. TensorFlow Serving uses port 8500 for gRPC, 8501 for REST.",
+    "Address of the server, HOST:PORT. TensorFlow Serving uses port 8500 for gRPC, 8501 for REST; "
+    "Triton uses 8000.",
     required=True,
 )
-_PROTOCOL = flags.DEFINE_enum("protocol", "grpc", list(PROTOCOLS), "Protocol of the requests.")
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol",
+    "grpc",
+    list(PROTOCOLS),
+    "Protocol of the requests: grpc or rest, for TensorFlow Serving; kserve, for Triton.",
+)
 _MODEL = flags.DEFINE_string("model", "nvae", "Name of the model on the server.")
 _VERSION = flags.DEFINE_integer(
     "version", None, "Version of the model; default: the newest that is loaded.", lower_bound=0
@@ -89,6 +96,8 @@ def check_flags(mode: str) -> None:
     check_flags_of_mode(mode, _FLAGS_OF_MODE)
     if "images" in _FLAGS_OF_MODE[mode] and not _IMAGES.value:
         raise ValueError(f"--mode={mode} needs --images.")
+    if _PROTOCOL.value == "kserve" and mode != "sample":
+        raise ValueError(f"--mode={mode} needs TensorFlow Serving, with --protocol=grpc or rest.")
 
 
 def main(argv: list[str]) -> None:

@@ -14,10 +14,11 @@ from absl import app, flags, logging
 from export.manifest import manifest_of, read_manifest
 from export.onnx_files import check_installed, write_onnx
 from export.publish import publish
+from export.triton_repository import update_repository
 from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
 from nvae_tf.config import PRECISIONS
 
-_WRITERS = {"saved_model": None, "onnx": write_onnx}
+_WRITERS = {"saved_model": None, "onnx": write_onnx, "triton": write_onnx}
 _find_model = define_model_flags()
 _EXPORT_BASE = flags.DEFINE_string(
     "export_base", None, "Directory whose sub-directories are the versions.", required=True
@@ -26,8 +27,8 @@ _FORMAT = flags.DEFINE_enum(
     "format",
     "saved_model",
     list(_WRITERS),
-    "saved_model, for TensorFlow Serving; or onnx, files of the portable signatures, for ONNX "
-    "Runtime and others (extra onnx).",
+    "saved_model, for TensorFlow Serving; onnx, files of the portable signatures, for ONNX "
+    "Runtime and others (extra onnx); or triton, these files and BASE/triton, a model repository.",
 )
 _KEEP_VERSIONS = flags.DEFINE_integer(
     "keep_versions", None, "Number of the newest versions to keep; default: all.", lower_bound=1
@@ -51,10 +52,10 @@ def main(argv: list[str]) -> None:
         start = time.perf_counter()
         use_devices()
         logging.set_verbosity(logging.WARNING)
-        if _FORMAT.value == "onnx":
+        if _WRITERS[_FORMAT.value] is write_onnx:
             check_installed()
             if _PRECISION.value != "float32":
-                raise ValueError("--format=onnx is in float32; leave --precision out.")
+                raise ValueError(f"--format={_FORMAT.value} is in float32; leave --precision out.")
         keras.config.set_dtype_policy(_PRECISION.value)
         trained = _find_model()
         version = publish(
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> None:
             _ALLOW_WORSE.value,
             _WRITERS[_FORMAT.value],
         )
+        if _FORMAT.value == "triton":
+            update_repository(_EXPORT_BASE.value)
         written = read_manifest(version)
     assert written
     size = sum(path.stat().st_size for path in pathlib.Path(version).rglob("*") if path.is_file())

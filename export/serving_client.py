@@ -1,6 +1,6 @@
-"""A client for models on TensorFlow Serving, over gRPC or REST. See docs/client.md.
+"""A client for models on TensorFlow Serving or Triton. See docs/client.md.
 
-With REST, neither TensorFlow nor the model's code is imported.
+Over REST and KServe's protocol, neither TensorFlow nor the model's code is imported.
 """
 
 from __future__ import annotations
@@ -33,14 +33,24 @@ def _rest(target: Target, retries: int) -> Transport:
     return RestTransport(target, retries)
 
 
-PROTOCOLS: dict[str, Callable[[Target, int], Transport]] = {"grpc": _grpc, "rest": _rest}
+def _kserve(target: Target, retries: int) -> Transport:
+    from export.transports.kserve_transport import KserveTransport
+
+    return KserveTransport(target, retries)
+
+
+PROTOCOLS: dict[str, Callable[[Target, int], Transport]] = {
+    "grpc": _grpc,
+    "rest": _rest,
+    "kserve": _kserve,
+}
 
 
 class RequestError(OSError):
     """A request that the server did not answer or refused.
 
     Attributes:
-      code: gRPC's name of the reason, also over REST: `"UNAVAILABLE"` (no server, or too busy),
+      code: gRPC's name of the reason, over all protocols: `"UNAVAILABLE"` (no server, or too busy),
         `"NOT_FOUND"` (no such model or version), `"DEADLINE_EXCEEDED"`, `"INVALID_ARGUMENT"`,
         `"FAILED_PRECONDITION"`, ….
     """
@@ -58,11 +68,14 @@ class Client:
     `nvae-sample` draws with the same seed, and image 1 is image 0 of the next seed.
 
     Args:
-      server: HOST:PORT. TensorFlow Serving uses port 8500 for gRPC and 8501 for REST.
-      protocol: `"grpc"` or `"rest"`.
+      server: HOST:PORT. TensorFlow Serving uses port 8500 for gRPC and 8501 for REST, and Triton
+        8000 for HTTP.
+      protocol: `"grpc"` or `"rest"`, for TensorFlow Serving; or `"kserve"`, for Triton and other
+        servers of KServe's protocol over HTTP. That one has `sample`, and `ask` for the portable
+        signatures; `reconstruct` and `vary` need TensorFlow Serving.
       model: Name of the model on the server.
       version: Version of the model; None for the newest that is loaded.
-      label: Label of the version, instead of its number.
+      label: Label of the version, instead of its number; not over `"kserve"`.
       deadline: Seconds for each request of up to `MAX_ROWS` rows, including its retries.
       retries: Number of times a request is repeated if the server is down or busy, at most 4. The
         waits in between double, starting from about 0.2 seconds.
@@ -257,12 +270,13 @@ class Client:
                 f"{server} has {self._target}, but without a signature {signature!r}: was it "
                 f"exported by this package, and has it images that a PNG can hold? {said}"
             )
-        if "version label" in refusal.detail:
-            return f"{server} has no {self._target}. {said}"
-        if refusal.code == "NOT_FOUND":
-            return f"{server} has no {self._target} loaded, or not yet. {said}"
+        if refusal.code == "NOT_FOUND" or "version label" in refusal.detail:
+            loaded = "" if "version label" in refusal.detail else " loaded, or not yet"
+            return f"{server} has no {self._target}{loaded}. {said}"
         if refusal.code == "DEADLINE_EXCEEDED":
             return f"{server} did not answer within {self._deadline:g} seconds. {said}"
+        if refusal.code == "UNIMPLEMENTED":
+            return f"{server} has no {signature!r} over {self._protocol}. {said}"
         if refusal.code in TEMPORARY:
             return (
                 f"No answer from {self._target.server}: is a server running there, "

@@ -462,6 +462,7 @@ def test_what_the_program_refuses(server, files, tmp_path):
         "No such file or directory: 'none.png'": ("--mode=reconstruct", "--images=none.png"),
         "--mode=reconstruct needs --images": ("--mode=reconstruct",),
         "--mode=reconstruct has no use for --seed": ("--mode=reconstruct", images, "--seed=1"),
+        "--mode=vary needs TensorFlow Serving": ("--mode=vary", images, "--protocol=kserve"),
         "The output must end in .png": ("--output=x.gif",),
     }
     programs = [start(server.grpc_address, output, *flags) for flags in refused.values()]
