@@ -107,6 +107,15 @@ def test_no_tensorflow_is_imported():
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
+@pytest.mark.slow
+def test_the_benchmark_counts_answers():
+    flags = ("--requests=5", "--images=2", "--clients=2")
+    with kserve_server(small_signatures()) as server:
+        command = [sys.executable, "-m", "benchmarks.kserve", f"--server={server}", *flags]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines()[-1].startswith("| 2 | 2 | 5 | ")
+
+
 def http(body, *headers):
     lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
