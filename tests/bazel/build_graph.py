@@ -33,22 +33,18 @@ UNDECLARED = {"tensorflow_datasets": "importlib_resources"}
 # runs a compiled step is for machines that have JAX and no TensorFlow.
 NOT_LOCKED = {
     "ai_edge_litert",
-    "tfx",
-    "tfx_bsl",
-    "kfp",
     "jax",
     "jaxlib",
+    "kfp",
+    "kubernetes",
+    "kubernetes_validate",
     "onnx",
     "onnxruntime",
     "openvino",
+    "pytriton",
     "tf2onnx",
     "tfx",
     "tfx_bsl",
-    "tf2onnx",
-    "openvino",
-    "kubernetes",
-    "kubernetes_validate",
-    "pytriton",
     "tritonclient",
 }
 
