@@ -101,7 +101,8 @@ def forward_backward(
         weights: list[tf.Tensor], kernels: list[tf.Tensor]
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, InferenceOutput, ObjectiveTerms, dict[str, tf.Tensor]]]:
         values = run.weights.split(weights) | averages
-        kernels_by_path = run.regularizer.kernels.split(kernels)
+        bank = run.regularizer.kernels
+        kernels_by_path = bank.split(bank.cast(kernels))
         with functional_call(
             run.model,
             values,

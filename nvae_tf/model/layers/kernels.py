@@ -22,7 +22,7 @@ _NORM_OFFSET = 1e-5  # in w = exp(g) v / (|v| + offset)
 
 
 class KernelBank:
-    """The effective kernels of many convolutions, those of one class and shape in one stack.
+    """The effective kernels of many convolutions, those of one class, shape and type in one stack.
 
     Args:
       layers: Built convolutions; the order of the stacks follows theirs.
@@ -35,7 +35,7 @@ class KernelBank:
     def __init__(self, layers: Iterable[Convolution]):
         stacks: dict[tuple, list[Convolution]] = {}
         for layer in layers:
-            key = (type(layer), tuple(layer.kernel.shape))
+            key = (type(layer), tuple(layer.kernel.shape), layer.compute_dtype)
             stacks.setdefault(key, []).append(layer)
         self.stacks = list(stacks.values())
         self.layout = StackLayout([], [[layer.kernel for layer in s] for s in self.stacks])
@@ -58,8 +58,13 @@ class KernelBank:
         """
         return [type(layers[0]).compute_kernels(layers, stack) for layers in self.stacks]
 
+    def cast(self, stacks: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Casts what `compute` gave to the type that the layers of each stack compute in."""
+        types = [layers[0].compute_dtype for layers in self.stacks]
+        return [tf.cast(stack, dtype) for stack, dtype in zip(stacks, types)]
+
     def split(self, stacks: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns what `compute` gave by the path of the kernel's variable."""
+        """Returns what `compute` or `cast` gave by the path of the kernel's variable."""
         return self.layout.split(stacks)
 
 
