@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.model.layers.context import current_call
-from nvae_tf.model.layers.depthwise import depthwise_convolution
+from nvae_tf.model.layers.depthwise import depthwise_convolution, depthwise_in_xla
 from nvae_tf.model.layers.kernels import kernel_norm, weight_norm
 from nvae_tf.model.layers.masks import autoregressive_mask
 from nvae_tf.model.stacks import StackFunction, stack_variables
@@ -95,7 +95,7 @@ class Convolution(keras.layers.Layer):
         )
 
     def effective_kernel(self) -> tf.Tensor:
-        """Returns the kernel that the convolution uses, HWIO, float32."""
+        """Returns the kernel that the convolution uses, HWIO, float32 unless it was cast before."""
         call = current_call()
         if call and self.kernel.path in call.kernels:
             return tf.convert_to_tensor(call.kernels[self.kernel.path])
@@ -145,7 +145,9 @@ class Convolution(keras.layers.Layer):
         if self.groups == x.shape[-1] == self.filters:
             kernel = tf.reshape(kernel, [self.kernel_size, self.kernel_size, self.filters, 1])
             if differentiable and strides == dilation == 1:
-                return depthwise_convolution(x, kernel)
+                call = current_call()
+                in_xla = call is not None and call.jit_compile == "step"
+                return (depthwise_in_xla if in_xla else depthwise_convolution)(x, kernel)
             return tf.nn.depthwise_conv2d(
                 x, kernel, [1, strides, strides, 1], padding, dilations=[dilation, dilation]
             )

@@ -1,11 +1,11 @@
-"""The fast filter gradient against TensorFlow's."""
+"""The fast forms against TensorFlow's."""
 
 import hypothesis
 import numpy as np
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from nvae_tf.model.layers.depthwise import depthwise_convolution
+from nvae_tf.model.layers.depthwise import depthwise_convolution, depthwise_in_xla
 
 
 @hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
@@ -28,8 +28,26 @@ def test_gradients(batch, height, width, channels, size):
         return y, *tape.gradient(y, [x, kernel], weights)
 
     expected = compute(lambda x, k: tf.nn.depthwise_conv2d(x, k, [1, 1, 1, 1], "SAME"))
-    for ours, theirs in zip(compute(depthwise_convolution), expected):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    for convolve in (depthwise_convolution, depthwise_in_xla):
+        for ours, theirs in zip(compute(convolve), expected):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_in_xla_are_in_float32():
+    x, dy = (tf.random.stateless_normal((2, 9, 9, 3), (0, i)) for i in range(2))
+    kernel = tf.random.stateless_normal([5, 5, 3, 1], (0, 2))
+    rounded = [tf.cast(tensor, tf.bfloat16) for tensor in (x, kernel, dy)]
+
+    def compute(x, kernel, dy):
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            y = depthwise_in_xla(x, kernel)
+        return y, *tape.gradient(y, [x, kernel], dy)
+
+    exact = compute(*(tf.cast(tensor, tf.float32) for tensor in rounded))
+    for ours, theirs in zip(compute(*rounded), exact):
+        assert ours.dtype == tf.bfloat16
+        np.testing.assert_allclose(tf.cast(ours, tf.float32), theirs, rtol=2**-8)
 
 
 def test_large_images_are_treated_one_by_one():
