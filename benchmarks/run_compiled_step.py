@@ -1,10 +1,9 @@
-"""Runs what `compiled_step` wrote, with JAX's runtime and without TensorFlow.
+"""Times what `compiled_step` wrote, with JAX's runtime and without TensorFlow.
 
-`python benchmarks/run_compiled_step.py steps/mnist [--steps=20] [--peak_tflops=67]`
+`python -m benchmarks.run_compiled_step steps/mnist [--calls=20] [--peak_tflops=67]`
 
 It compiles the step for the first accelerator that JAX finds, else for the CPU, takes the median
-time of some steps, and prints XLA's own figures for memory and floating-point operations. The
-same arguments go into every step: the weights stay as they are, which changes no time.
+time of some calls, and prints XLA's own figures for memory and floating-point operations.
 """
 
 from __future__ import annotations
@@ -14,74 +13,45 @@ import json
 import pathlib
 import statistics
 import time
-from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import backend
-from jaxlib import _jax, xla_client
 
-
-def compile_module(module: bytes) -> Any:
-    """Compiles StableHLO bytecode for the first device."""
-    client = backend.get_backend()
-    devices = _jax.DeviceList(tuple(client.local_devices()[:1]))
-    return client.compile_and_load(module, devices, xla_client.CompileOptions())
-
-
-def load_arguments(directory: pathlib.Path, facts: dict[str, Any]) -> list[np.ndarray]:
-    """Reads the step's arguments; makes up small random ones if only their shapes are known."""
-    shapes = facts.pop("arguments")
-    path = directory / "arguments.npz"
-    if path.exists():
-        with np.load(path) as arrays:
-            return [arrays[name] for name in arrays.files]
-    generator = np.random.default_rng(0)
-    return [
-        generator.normal(0, 0.05, shape).astype(dtype)
-        if dtype == "float32" and shape
-        else np.ones(shape, dtype)
-        for shape, dtype in shapes
-    ]
+from benchmarks.compiled_module import CompiledModules
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("directory", type=pathlib.Path, help="what `compiled_step` wrote")
-    parser.add_argument("--steps", type=int, default=20, help="steps whose median counts")
+    parser.add_argument("--calls", type=int, default=20, help="calls whose median counts")
     parser.add_argument("--peak_tflops", type=float, help="the chip's peak, for a share of it")
     flags = parser.parse_args()
 
-    jax.config.update("jax_enable_x64", True)  # the step's number has 64 bits
-    facts = json.loads((flags.directory / "facts.json").read_text())
+    modules = CompiledModules(flags.directory)
     start = time.perf_counter()
-    executable = compile_module((flags.directory / "step.mlirbc").read_bytes())
+    executable = modules.compile("step")
     compilation = time.perf_counter() - start
-    arguments = [jax.device_put(array) for array in load_arguments(flags.directory, facts)]
-
-    def step() -> list[Any]:
-        outputs = executable.execute(arguments)
-        for output in outputs:
-            output.block_until_ready()
-        return outputs
-
-    outputs = [np.asarray(output, np.float32) for output in step()]
+    shape, _ = modules.facts["modules"]["step"]["inputs"][0]
+    images = jax.device_put(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
+    first = np.asarray(modules.call("step", images))
     times = []
-    for _ in range(flags.steps):
+    for _ in range(flags.calls):
         start = time.perf_counter()
-        step()
+        last = modules.call("step", images).block_until_ready()
         times.append(time.perf_counter() - start)
-    seconds = statistics.median(times)
+    seconds = statistics.median(times) / shape[0]
     memory = executable.get_compiled_memory_stats()
     operations = executable.cost_analysis().get("flops", float("nan"))
     rows = {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "loss here": float(outputs[facts.pop("loss_output")]),
-        "all results are finite": all(np.isfinite(output).all() for output in outputs),
+        "batch": shape[1],
+        "precision": modules.facts["config"]["train"]["precision"],
         "compilation, s": round(compilation, 1),
+        "first": dict(zip(modules.facts["metrics"], first.tolist())),
+        "last": dict(zip(modules.facts["metrics"], np.asarray(last).tolist())),
         "step, ms": round(1e3 * seconds, 2),
-        "images/s": round(facts["replica_batch"] / seconds, 1),
+        "images/s": round(shape[1] / seconds, 1),
         "arguments, GB": round(memory.argument_size_in_bytes / 1e9, 3),
         "outputs, GB": round(memory.output_size_in_bytes / 1e9, 3),
         "temporary, GB": round(memory.temp_size_in_bytes / 1e9, 3),
@@ -89,8 +59,7 @@ def main() -> None:
     }
     if flags.peak_tflops:
         rows["share of the peak"] = round(operations / seconds / 1e12 / flags.peak_tflops, 4)
-    for name, value in [*facts.items(), *rows.items()]:
-        print(f"{name}: {value}")
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":

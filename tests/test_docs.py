@@ -21,7 +21,14 @@ _STARTED = re.findall(
 )
 SCRIPTS = {script: module for _, script, module in _STARTED}
 # Programs that are not on every machine.
-OTHERS = ("examples.tfx_pipeline", "benchmarks.run_compiled_step", "pytest", "pip", "venv")
+OTHERS = (
+    "examples.tfx_pipeline",
+    "benchmarks.run_compiled_step",
+    "benchmarks.train_compiled_step",
+    "pytest",
+    "pip",
+    "venv",
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -131,7 +138,7 @@ def test_commands_have_the_options_that_they_are_given():
 # and what it then prints.
 MEASURING = {
     "calibrate": ([], r"\d ms"),
-    "compiled_step": (["--preset=mnist_small", "--replica_batch=1", "--output={}/steps"], "steps"),
+    "compiled_step": (["--preset=mnist_small", "--output={}/steps"], "StableHLO"),
     "depthwise": ([], r"\d"),
     "likelihood": (["--num_iw_samples=2", "--images=1"], r"\d"),
     "memory": (["--steps=1", "--batch=2"], r"\d"),
@@ -162,5 +169,11 @@ def test_every_benchmark_is_run_once():
         for path in (ROOT / "benchmarks").glob("*.py")
         if '__name__ == "__main__"' in path.read_text()
     }
-    # The one needs JAX, the other a server: tests/export/test_kserve.py.
-    assert programs - set(MEASURING) == {"run_compiled_step", "kserve"}
+    # The last one needs a server (tests/export/test_kserve.py), the others JAX
+    # (tests/test_compiled_steps.py).
+    assert programs - set(MEASURING) == {
+        "run_compiled_step",
+        "train_compiled_step",
+        "read_compiled_state",
+        "kserve",
+    }

@@ -1,0 +1,88 @@
+"""What `compiled_step` wrote, in JAX's runtime; imports no TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src.interpreters import mlir
+from jax.extend import backend
+from jaxlib import _jax, xla_client
+from jaxlib.mlir import ir
+
+
+class CompiledModules:
+    """The modules of a directory, and the variables that they share, on the first device.
+
+    Args:
+      directory: What `compiled_step` wrote. Without its `state.npz`, the variables have made-up
+        values of their shapes, which is enough to take times.
+
+    Attributes:
+      facts: What `facts.json` says.
+      state: The variables' values.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        jax.config.update("jax_enable_x64", True)  # the step's number has 64 bits
+        self._directory = directory
+        self.facts: dict[str, Any] = json.loads((directory / "facts.json").read_text())
+        path = directory / "state.npz"
+        if path.exists():
+            with np.load(path) as arrays:
+                values = [arrays[str(i)] for i in range(len(arrays.files))]
+        else:
+            values = [_made_up(*variable) for variable in self.facts["variables"]]
+        self.state = [jax.device_put(value) for value in values]
+        self._executables: dict[str, Any] = {}
+
+    def compile(self, name: str) -> Any:
+        """Compiles a module, unless that was done before; returns XLA's executable."""
+        if name not in self._executables:
+            client = backend.get_backend()
+            devices = _jax.DeviceList(tuple(client.local_devices()[:1]))
+            module = _without_copies((self._directory / f"{name}.mlirbc").read_bytes())
+            options = xla_client.CompileOptions()
+            self._executables[name] = client.compile_and_load(module, devices, options)
+        return self._executables[name]
+
+    def call(self, name: str, *inputs: Any) -> Any:
+        """Calls a module, which changes the state; returns its first output without waiting."""
+        interface = self.facts["modules"][name]
+        arguments = [*map(jax.device_put, inputs), *(self.state[i] for i in interface["state"])]
+        outputs = self.compile(name).execute(arguments)
+        for output, argument in interface["updates"]:
+            self.state[interface["state"][argument - len(inputs)]] = outputs[output]
+        return outputs[0]
+
+
+def _without_copies(module: bytes) -> bytes:
+    """Removes the copies of what a function returns, for which StableHLO has no operation."""
+    context = mlir.make_ir_context()
+    context.allow_unregistered_dialects = True
+    copies: list[Any] = []
+
+    def collect(operation: Any) -> ir.WalkResult:
+        if operation.name == "mhlo.copy":
+            copies.append(operation.operation)
+        return ir.WalkResult.ADVANCE
+
+    with context:
+        parsed = ir.Module.parse(module)
+        parsed.operation.walk(collect)
+        for copy in copies:
+            copy.results[0].replace_all_uses_with(copy.operands[0])
+            copy.erase()
+        return mlir.module_to_bytecode(parsed)
+
+
+def _made_up(shape: list[int], dtype: str, name: str, scalar: float | None) -> np.ndarray:
+    """Returns a value with which a step is finite, so that it does all that a step does."""
+    if scalar is not None:
+        return np.asarray(scalar, dtype)
+    if name in ("weights", "singular_vector"):
+        return np.random.default_rng(0).normal(0, 0.05, shape).astype(dtype)
+    return np.ones(shape, dtype) if name == "statistics" else np.zeros(shape, dtype)

@@ -1,0 +1,58 @@
+"""Turns what `train_compiled_step` wrote into a workdir, which all programs read.
+
+`python -m benchmarks.read_compiled_state --steps=steps/a --trained=trained/a --workdir=runs/a`
+
+The workdir has the weights that evaluations use, the average of those of the last steps. It is a
+finished run: to go on training, start a new one with `nvae-train --init_from`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+from absl import app, flags
+
+from nvae_tf.command_line import usage_errors, use_devices
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.data import describe, load_images
+from nvae_tf.files import read_text
+from nvae_tf.runs.workdir import Workdir
+from trainers.run.checkpoints import Checkpointer
+from trainers.run.strategies import make_strategy
+from trainers.run.trainer import Trainer
+
+_STEPS = flags.DEFINE_string("steps", None, "What `compiled_step` wrote.", required=True)
+_TRAINED = flags.DEFINE_string("trained", None, "What `train_compiled_step` wrote.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the new run.", required=True)
+
+
+def main(argv: list[str]) -> None:
+    with usage_errors(argv):
+        facts = json.loads(read_text(os.path.join(_STEPS.value, "facts.json")))
+        config = ExperimentConfig.from_json(json.dumps(facts["config"]))
+        config = config.override({"train.jit_compile": "none"})
+        workdir = Workdir(_WORKDIR.value)
+        if workdir.has_config:
+            raise ValueError(f"{workdir.path!r} holds a run already.")
+        splits = (config.data.train_split, config.data.test_split)
+        images = {split: load_images(config.data, config.model, split) for split in splits}
+    use_devices(training=True)
+    trainer = Trainer(config, make_strategy("one_device"), len(images[splits[0]]))
+    state = trainer.state
+    with np.load(os.path.join(_TRAINED.value, "weights.npz")) as arrays:
+        for number, variable in enumerate(state.variables):
+            if str(number) in arrays.files:
+                variable.assign(arrays[str(number)])
+        state.step.assign(int(arrays["steps"]))
+    if state.average:
+        state.weights.assign(state.average.values())
+    workdir.write_config(config)
+    workdir.write_images({split: describe(images[split]) for split in splits})
+    Checkpointer(trainer, workdir).save()
+    print(f"{workdir.path}: {state.steps_done} steps of {trainer.total_steps}")
+
+
+if __name__ == "__main__":
+    app.run(main)
