@@ -40,6 +40,8 @@ setup(
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]"],
+        # Metrics of nvae-detect.
+        "detect": ["scikit-learn>=1.3"],
         "nvlabs": ["torch>=2.6"],
         # Another reader of ONNX files, with which the tests compare them.
         "openvino": ["openvino>=2024.0"],
@@ -60,6 +62,7 @@ setup(
             "pytest-cov>=5.0",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
+            "scikit-learn>=1.3",
         ],
         # The schemas of examples/kubernetes, for its test.
         "kubernetes": ["kubeflow-training>=1.9,<2", "kubernetes-validate>=1.34"],
@@ -69,6 +72,7 @@ setup(
         "console_scripts": [
             "nvae-train=trainers.start:train",
             "nvae-evaluate=trainers.start:evaluate",
+            "nvae-detect=trainers.start:detect",
             "nvae-sample=trainers.start:sample",
             "nvae-latents=trainers.start:latents",
             "nvae-export=trainers.start:export",

@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from nvae_tf.config import ExperimentConfig, check_fields
+from nvae_tf.config import DataConfig, ExperimentConfig, check_fields
 from nvae_tf.model.pretrained import builtin_names
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import CHECKPOINTS, Workdir
@@ -25,7 +25,11 @@ flags.disclaim_key_flags()
 MAX_BATCH = 10_000
 MAX_IMAGES = 10_000_000
 
-_CONFIG_FLAG = re.compile(r"--?(?:no)?config\.([\w.]+)")
+
+def _paths_given(flag: str) -> list[str]:
+    """Returns what follows `--FLAG.` in the arguments of the process."""
+    matches = [re.match(rf"--?(?:no)?{flag}\.([\w.]+)", argument) for argument in sys.argv]
+    return [match[1] for match in matches if match]
 
 
 def define_model_flags() -> Callable[[], TrainedModel]:
@@ -76,7 +80,7 @@ def define_config_flag(description: str, sections: Sequence[str] | None = None) 
     defaults = dataclasses.asdict(ExperimentConfig())
     allowed = {name: defaults[name] for name in sections or defaults}
     with usage_errors():
-        paths = [match[1] for match in map(_CONFIG_FLAG.match, sys.argv) if match]
+        paths = _paths_given("config")
         check_fields(paths)
         for path in paths:
             if path.partition(".")[0] not in allowed:
@@ -84,11 +88,27 @@ def define_config_flag(description: str, sections: Sequence[str] | None = None) 
                     f"--config.{path} cannot change a trained model; this program has "
                     f"{', '.join(f'--config.{name}.*' for name in allowed)} only."
                 )
-    config_flags.DEFINE_config_dict(
-        "config", config_dict.ConfigDict(allowed), f"{description}\n{_help_of(allowed)}"
-    )
-    flags.FLAGS["config"].default_as_str = None  # the text has each of them
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
+    _define_fields("config", allowed, f"{description}\n{_help_of(allowed)}")
+
+
+def define_data_flag(name: str, description: str) -> None:
+    """Defines `--NAME.FIELD=VALUE` for the fields of `DataConfig`, for another set of images.
+
+    Args:
+      name: The flag.
+      description: What `--help` says, beside the name of every field.
+    """
+    fields = dataclasses.asdict(DataConfig())
+    with usage_errors():
+        check_fields(f"data.{path}" for path in _paths_given(name))
+    _define_fields(name, fields, f"{description}\nFields: {', '.join(fields)}.")
+
+
+def _define_fields(name: str, fields: dict[str, Any], text: str) -> None:
+    """Defines a flag whose parts are the fields of a dictionary."""
+    config_flags.DEFINE_config_dict(name, config_dict.ConfigDict(fields), text)
+    flags.FLAGS[name].default_as_str = None  # the text has what there is to know
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
 def _help_of(sections: Mapping[str, Mapping[str, Any]]) -> str:
@@ -112,6 +132,23 @@ def config_changes(config: ExperimentConfig) -> ExperimentConfig:
       ValueError: A value is not allowed.
     """
     return config.override(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def data_changes(name: str, data: DataConfig) -> DataConfig | None:
+    """Returns a data set with the changes that the flag of `define_data_flag` asks for.
+
+    Args:
+      name: The flag.
+      data: What the fields that it does not change are from.
+
+    Returns:
+      The other data set; None if the flag was not given.
+
+    Raises:
+      ValueError: A value is not allowed.
+    """
+    changes = config_flags.get_override_values(flags.FLAGS[name])
+    return dataclasses.replace(data, **changes) if changes else None
 
 
 def check_flags_of_mode(mode: str, flags_of_mode: Mapping[str, Sequence[str]]) -> None:

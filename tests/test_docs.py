@@ -113,7 +113,7 @@ def options(module):
 def test_setup_installs_every_program():
     installed = re.findall(r'"(nvae-[\w-]+)=trainers.start:(\w+)"', (ROOT / "setup.py").read_text())
     assert sorted(installed) == sorted((script, name) for name, script, _ in _STARTED)
-    assert len(installed) == 9
+    assert len(installed) == 10
 
 
 def test_commands_have_the_options_that_they_are_given():
@@ -126,6 +126,8 @@ def test_commands_have_the_options_that_they_are_given():
             assert argument.startswith("--"), (module, argument)
             if name.startswith("config."):
                 check_fields([name.removeprefix("config.")])
+            elif name.startswith("novel."):
+                check_fields([f"data.{name.removeprefix('novel.')}"])
             elif name == "preset" and "/" not in value:  # else a directory
                 presets.get(value)
             else:

@@ -86,6 +86,11 @@ def evaluate() -> None:
     _start("trainers.evaluate")
 
 
+def detect() -> None:
+    """Entry point of `nvae-detect`."""
+    _start("trainers.detect")
+
+
 def sample() -> None:
     """Entry point of `nvae-sample`."""
     _start("trainers.sample")

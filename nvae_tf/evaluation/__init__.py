@@ -1,4 +1,4 @@
-"""Evaluation of a model: its likelihood, the use of its latent groups, its samples' quality."""
+"""Evaluation of a model: likelihood, use of the latent groups, novelty, samples' quality."""
 
 from nvae_tf.evaluation.features import FeatureExtractor, InceptionFeatures, SavedModelFeatures
 from nvae_tf.evaluation.hierarchy import (
@@ -9,6 +9,7 @@ from nvae_tf.evaluation.hierarchy import (
     collapsed_groups,
 )
 from nvae_tf.evaluation.likelihood import ImageLikelihoods, LikelihoodEvaluator, LikelihoodResult
+from nvae_tf.evaluation.novelty import ImageNovelty, NoveltyEvaluator
 from nvae_tf.evaluation.reference import ReferenceFeatures, reference_features
 from nvae_tf.evaluation.report import html_report
 from nvae_tf.evaluation.sample_quality import SampleQualityResult, sample_quality
@@ -20,9 +21,11 @@ __all__ = [
     "HierarchyEvaluator",
     "HierarchyResult",
     "ImageLikelihoods",
+    "ImageNovelty",
     "InceptionFeatures",
     "LikelihoodEvaluator",
     "LikelihoodResult",
+    "NoveltyEvaluator",
     "ReferenceFeatures",
     "SampleQualityResult",
     "SavedModelFeatures",

@@ -1,4 +1,4 @@
-"""Figures of the KL of a model's groups, drawn with matplotlib for TensorBoard and reports.
+"""Figures of a model's groups and scores, drawn with matplotlib for TensorBoard and reports.
 
 Groups are numbered top-down: group 0 has the lowest resolution. Each function returns an image
 (H, W, 3) uint8.
@@ -6,7 +6,7 @@ Groups are numbered top-down: group 0 has the lowest resolution. Each function r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +17,8 @@ from matplotlib.ticker import MaxNLocator
 
 _LEAST_NATS = 1e-3  # the lower end of the logarithmic colour scale
 _SCALE_COLOURS = ("#1b6ca8", "#e07a1f", "#3a8f4d", "#9b3f9b", "#b03a3a", "#5a5a5a")
+_HISTOGRAM_COLUMNS = 4
+_BINS = 40
 
 
 def _new_figure(width: float = 5.0, height: float = 3.0) -> tuple[Figure, Axes]:
@@ -146,4 +148,42 @@ def rate_distortion(rate: Sequence[float], distortion: Sequence[float]) -> np.nd
         axes.annotate(f"{groups}", point, textcoords="offset points", xytext=(6, 6))
     axes.set_xlabel("rate: KL of the first k groups, nats")
     axes.set_ylabel("distortion: -log p(x|z), nats")
+    return _render(figure)
+
+
+def score_histograms(
+    names: Sequence[str], sets: Mapping[str, np.ndarray], notes: Sequence[str] | None = None
+) -> np.ndarray:
+    """Draws a histogram of every score, in which the sets are side by side.
+
+    The axis of a score ends where all but 1 % of the images of each set lie inside.
+
+    Args:
+      names: S scores' names.
+      sets: By the name of each set of images, its scores (N, S) in nats.
+      notes: What to add to each name, on a second line.
+    """
+    columns = min(_HISTOGRAM_COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.1 * columns, 0.5 + 2.1 * rows), dpi=140, layout="constrained")
+    panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for number, (name, axes) in enumerate(zip(names, panels)):
+        columns_of = {label: scores[:, number] for label, scores in sets.items()}
+        ends = np.concatenate([np.quantile(s, (0.005, 0.995)) for s in columns_of.values()])
+        bins = np.linspace(ends.min(), max(ends.max(), ends.min() + 1e-6), _BINS + 1)
+        for colour, (label, values) in zip(_SCALE_COLOURS, columns_of.items()):
+            weights = np.full(len(values), 1 / len(values))
+            inside = np.clip(values, bins[0], bins[-1])  # what lies outside is in the last bins
+            axes.hist(inside, bins, weights=weights, color=colour, alpha=0.6, label=label)
+        axes.set_title(f"{name}\n{notes[number]}" if notes else name, fontsize=10)
+        axes.set_yticks([])
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.tick_params(labelsize=8)
+        axes.spines[["left", "top", "right"]].set_visible(False)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    figure.supxlabel("nats per image", fontsize=9)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
+    )
     return _render(figure)

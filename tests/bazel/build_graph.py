@@ -42,6 +42,7 @@ NOT_LOCKED = {
     "onnxruntime",
     "openvino",
     "pytriton",
+    "sklearn",
     "tf2onnx",
     "tfx",
     "tfx_bsl",

@@ -29,6 +29,10 @@ FLAGS = {
         *("mode", "images", "seeds", "groups", "channels", "keep_groups", "steps", "deviations"),
         *("temperature", "output", "config.data.name", "config.data.crop"),
     ),
+    "trainers.detect": (
+        *("num_images", "num_iw_samples", "validation_fraction", "seed", "batch_size", "output"),
+        *("config.data.data_dir", "novel.name", "novel.crop"),
+    ),
     "trainers.model_card": ("output", "checkpoint"),
     "trainers.save_preset": ("output", "mantissa_bits"),
     "export.export_model": ("export_base", "keep_versions", "precision", "checkpoint"),
