@@ -60,6 +60,7 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
     | `vary` | `image_bytes`, `keep_groups`, `seed`, `temperature` | the same, `error` |
     | `encode` | `image_bytes` | `z_00`, …: posterior means; `kl` (B, L) nats; `error` |
     | `log_likelihood` | `image_bytes`, `seed` | `elbo`, `bits_per_dim` (B,); `kl`; `error` |
+    | `novelty` | `image_bytes`, `seed` | `llr` (B, L): LLR^{>k} for k = 1, … L, nats; `error` |
 
     `export.portable_signatures` lists three more.
 
@@ -132,11 +133,18 @@ def _picture_signatures(model: InferenceModel, signature: Callable) -> dict[str,
         numbers = bound_outputs(model, images, output)
         return {n: _or_blank(value, error) for n, value in numbers.items()} | {"error": error}
 
+    @signature(_PICTURES, _SEED)
+    def novelty(image_bytes: tf.Tensor, seed: tf.Tensor) -> Outputs:
+        images, error = read(image_bytes, seed)
+        ratios = _log_likelihood_ratios(model, images, _noise(model, seed))
+        return {"llr": _or_blank(ratios, error), "error": error}
+
     return {
         "reconstruct": reconstruct,
         "encode": encode,
         "vary": vary,
         "log_likelihood": log_likelihood,
+        "novelty": novelty,
     }
 
 
@@ -163,6 +171,25 @@ def _row_seeds(seed: tf.Tensor, purpose: int) -> tf.Tensor:
 
 def _noise(model: InferenceModel, seed: tf.Tensor) -> list[tf.Tensor]:
     return row_noise(model, _row_seeds(seed, _OF_NOISE))
+
+
+def _log_likelihood_ratios(
+    model: InferenceModel, images: tf.Tensor, noise: list[tf.Tensor]
+) -> tf.Tensor:
+    """LLR^{>k} (B, L) of one draw for k = 1, … L; see `nvae_tf.evaluation.novelty`."""
+    features = model.bottom_up(images)
+    output = model.infer_from_features(features, noise)
+
+    def log_prob(keep: tf.Tensor) -> tf.Tensor:
+        rows = tf.fill([tf.shape(images)[0]], keep)
+        logits = latents.keep_first_groups(model, features, rows, noise, noise)
+        return model.likelihood(logits).log_prob(images)
+
+    # In a loop, for the graph of a large model should not hold its layers once for every k.
+    keep = tf.range(model.config.num_groups - 1, -1, -1)
+    replaced = tf.map_fn(log_prob, keep, tf.float32, parallel_iterations=1)
+    kl = tf.cumsum(output.kl_per_group[:, ::-1], axis=1)  # of the groups that are not kept
+    return model.likelihood(output.logits).log_prob(images)[:, None] - tf.transpose(replaced) - kl
 
 
 def _or_blank(values: tf.Tensor, error: tf.Tensor) -> tf.Tensor:

@@ -24,6 +24,7 @@ SIGNATURES = (
     "encode",
     "vary",
     "log_likelihood",
+    "novelty",
 )
 
 
@@ -113,4 +114,5 @@ def requests(rows: int) -> dict[str, dict[str, tf.Tensor]]:
             "temperature": temperature,
         },
         "log_likelihood": {"image_bytes": contents, "seed": seed},
+        "novelty": {"image_bytes": contents, "seed": seed},
     }

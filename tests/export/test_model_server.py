@@ -87,8 +87,8 @@ def numpy_requests(rows, name):
 
 
 def test_warm_up_comes_before_the_first_request(server):
-    assert server.warmed_up[:14] == [(3, name) for name in SIGNATURES for _ in range(2)]
-    assert len(server.warmed_up) == 14
+    assert server.warmed_up[:16] == [(3, name) for name in SIGNATURES for _ in range(2)]
+    assert len(server.warmed_up) == 16
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -134,7 +134,7 @@ def test_statuses_of_the_real_server(predict, signature, change, spec, code, mes
     assert message in caught.value.details()
 
 
-@pytest.mark.parametrize("name", ["reconstruct", "vary", "encode", "log_likelihood"])
+@pytest.mark.parametrize("name", ["reconstruct", "vary", "encode", "log_likelihood", "novelty"])
 def test_a_bad_picture_answers_for_itself(predict, name):
     inputs = numpy_requests(3, name)
     expected = arrays(predict(name, inputs))

@@ -82,6 +82,7 @@ def test_names_types_and_open_batches():
             {"image_bytes": strings, "seed": seeds},
             {"elbo": temperatures, "bits_per_dim": temperatures} | kl | error,
         ),
+        "novelty": ({"image_bytes": strings, "seed": seeds}, {"llr": kl["kl"]} | error),
     }
     found = {
         name: tuple(

@@ -8,6 +8,7 @@ from export import portable_signatures
 from export.signatures import make_signatures
 from nvae_tf import NVAE
 from nvae_tf.data.pipeline import preprocess
+from nvae_tf.evaluation import NoveltyEvaluator
 from nvae_tf.sampling import latents
 from nvae_tf.sampling.images import to_uint8
 from nvae_tf.sampling.sampler import Sampler
@@ -167,6 +168,16 @@ def test_log_likelihood_is_the_negative_of_the_objective():
     np.testing.assert_allclose(answer["kl"], output.kl_per_group, rtol=1e-4, atol=1e-3)
     bits = bits_per_dimension(expected, model.config)
     np.testing.assert_allclose(answer["bits_per_dim"], bits, rtol=1e-4)
+
+
+def test_novelty_is_the_evaluator_s_first_image_of_each_seed():
+    inputs = requests(3)["novelty"]
+    answer = ask("novelty", **inputs)["llr"]
+    evaluator = NoveltyEvaluator(small_model())
+    for row, seed in enumerate(inputs["seed"].numpy()):
+        expected = evaluator.per_image([model_input(3)[row : row + 1]], seed=int(seed))
+        np.testing.assert_allclose(answer[row], expected.llr[0, 1:], rtol=1e-3, atol=1e-2)
+    assert np.ptp(answer) > 1
 
 
 @pytest.mark.parametrize("wrong", [np.inf, 1e30])
