@@ -59,3 +59,20 @@ def test_the_others_are_pictures_too(picture):
     drawn = picture()
     assert drawn.shape == (420, 700, 3) and drawn.dtype == np.uint8
     assert len(np.unique(drawn)) > 10
+
+
+def coloured(picture, colour):
+    return np.sum(np.all(np.abs(picture.astype(int) - colour) < 8, axis=2))
+
+
+def test_histograms_show_both_sets_of_every_score():
+    near, far = np.zeros((50, 5)), np.ones((50, 5))
+    together = figures.score_histograms("abcde", {"known": near, "novel": near})
+    apart = figures.score_histograms("abcde", {"known": near, "novel": far}, 5 * ["note"])
+    alone = figures.score_histograms("abcde", {"known": near})  # a score that is constant, too
+    assert apart.dtype == np.uint8 and apart.shape[1] == alone.shape[1] == 4 * 434
+    blue, orange = (118, 166, 202), (236, 175, 121)  # of 60 % opacity
+    for picture, known, novel in ((apart, True, True), (alone, True, False)):
+        assert (coloured(picture, blue) > 5000) == known
+        assert (coloured(picture, orange) > 5000) == novel
+    assert coloured(together, orange) < 5000  # one bar lies on the other
