@@ -75,6 +75,7 @@ setup(
             "nvae-detect=trainers.start:detect",
             "nvae-sample=trainers.start:sample",
             "nvae-latents=trainers.start:latents",
+            "nvae-projector=trainers.start:projector",
             "nvae-export=trainers.start:export",
             "nvae-client=trainers.start:client",
             "nvae-model-card=trainers.start:model_card",

@@ -7,6 +7,8 @@ Every mode makes a grid of images:
   traverse      one row for each channel of a group, whose value moves across its prior
   vary          one row for each number of groups that are kept from an image: the image, then
                 variations of it with the other groups drawn anew
+  direction     one row for each image, moved along the difference between the means of two classes
+                of pictures
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from nvae_tf.command_line import (
     usage_errors,
     use_devices,
 )
-from nvae_tf.config import ModelConfig
-from nvae_tf.data import load_images, preprocess
+from nvae_tf.config import ExperimentConfig, ModelConfig
+from nvae_tf.data import load_classes, load_images, preprocess
 from nvae_tf.files import write_atomically
 from nvae_tf.sampling.explorer import Explorer, check_indices
 from nvae_tf.sampling.images import ANIMATIONS, check_grid_output, encode_grid
@@ -39,9 +41,17 @@ _FLAGS_OF_MODE = {
     "interpolate": ("images", "seeds", "groups", "steps", "temperature"),
     "traverse": ("images", "seeds", "groups", "channels", "steps", "deviations", "temperature"),
     "vary": ("images", "seeds", "keep_groups", "temperature"),
+    "direction": ("images", "classes", "towards", "away_from", "groups", "steps", "strength"),
 }
-_DEFAULT_IMAGES = {"reconstruct": 8, "interpolate": 2, "traverse": 1, "vary": 1}
-_ANIMATED = ("interpolate", "traverse")
+_DEFAULT_IMAGES = {
+    "reconstruct": 8,
+    "interpolate": 2,
+    "traverse": 1,
+    "vary": 1,
+    "direction": 4,
+}
+_ANIMATED = ("interpolate", "traverse", "direction")
+_OF_SEEDS = ("interpolate", "traverse")
 _DRAWS = 7
 
 _find_model = define_model_flags()
@@ -49,8 +59,8 @@ _MODE = flags.DEFINE_enum("mode", None, list(_FLAGS_OF_MODE), "Grid to make.", r
 _OUTPUT = flags.DEFINE_string(
     "output",
     "latents.png",
-    "x.png: a sheet. x.gif or x.webp: an animation of interpolate or traverse, which shows the "
-    "columns one after the other and then in reverse.",
+    "x.png: a sheet. x.gif or x.webp: an animation of interpolate, traverse or direction, which "
+    "shows the columns one after the other and then in reverse.",
 )
 _IMAGES = flags.DEFINE_list(
     "images", None, "Numbers of images in the run's test split, from 0; default: the first ones."
@@ -65,8 +75,8 @@ _SEEDS = flags.DEFINE_list(
 _GROUPS = flags.DEFINE_list(
     "groups",
     None,
-    "Numbers of groups; 0 has the lowest resolution. interpolate: the groups that change, default "
-    "all. traverse: the groups whose channels are shown, default 0.",
+    "Numbers of groups; 0 has the lowest resolution. interpolate, direction: the groups that "
+    "change, default all. traverse: the groups whose channels are shown, default 0.",
 )
 _CHANNELS = flags.DEFINE_list(
     "channels", None, "traverse: numbers of the groups' channels; default: all."
@@ -77,13 +87,28 @@ _KEEP_GROUPS = flags.DEFINE_list(
     "vary: numbers of groups to keep from the image, one for each row; default: 0, 1, … all.",
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", 8, "Columns of interpolate and traverse.", lower_bound=2, upper_bound=1000
+    "steps", 8, "Columns of interpolate, traverse and direction.", lower_bound=2, upper_bound=1000
 )
 _DEVIATIONS = flags.DEFINE_float(
     "deviations",
     3.0,
     "traverse: distance from the prior's mean, on both sides, in standard deviations.",
     lower_bound=0.0,
+)
+_CLASSES = flags.DEFINE_string(
+    "classes",
+    None,
+    "direction: directory with a sub-directory of pictures for each class.",
+)
+_TOWARDS = flags.DEFINE_string("towards", None, "direction: the class to which images move.")
+_AWAY_FROM = flags.DEFINE_string(
+    "away_from", None, "direction: the class from which they move; default: all others together."
+)
+_STRENGTH = flags.DEFINE_float(
+    "strength",
+    1.0,
+    "direction: the largest factor of the difference of the classes' means. The columns go from "
+    "its negative to it.",
 )
 _TEMPERATURE = flags.DEFINE_list(
     "temperature",
@@ -113,12 +138,38 @@ def integers(flag: flags.FlagHolder, default: range, limit: int) -> list[int]:
 def check_flags(mode: str) -> None:
     """Raises a ValueError if flags contradict each other or the mode does not use them."""
     check_flags_of_mode(mode, _FLAGS_OF_MODE)
-    if not math.isfinite(_DEVIATIONS.value):  # absl's bounds let nan pass
-        raise ValueError(f"--deviations must be finite, received {_DEVIATIONS.value}.")
-    if mode in _ANIMATED and _IMAGES.value is not None and _SEEDS.value is not None:
+    for flag in (_DEVIATIONS, _STRENGTH):
+        if not math.isfinite(flag.value):  # absl's bounds let nan pass
+            raise ValueError(f"--{flag.name} must be finite, received {flag.value}.")
+    if mode in _OF_SEEDS and _IMAGES.value is not None and _SEEDS.value is not None:
         raise ValueError("Choose between --images and --seeds.")
     if mode not in _ANIMATED and _OUTPUT.value.endswith(ANIMATIONS):
         raise ValueError(f"Only {' and '.join(_ANIMATED)} make animations; end --output in .png.")
+    if mode == "direction" and (_CLASSES.value is None or _TOWARDS.value is None):
+        raise ValueError("--mode=direction needs --classes and --towards.")
+
+
+def classes_of_direction(config: ExperimentConfig) -> list[tf.Tensor]:
+    """Returns the images, as the model sees them, of the class to move to and of those left.
+
+    Raises:
+      ValueError: There are no such classes.
+    """
+    assert _CLASSES.value is not None and _TOWARDS.value is not None  # check_flags has seen to it
+    classes = load_classes(_CLASSES.value, config.data, config.model)
+    for flag in (_TOWARDS, _AWAY_FROM):
+        if flag.value is not None and flag.value not in classes:
+            raise ValueError(
+                f"--{flag.name} must be one of the classes {', '.join(classes)}, received "
+                f"{flag.value!r}."
+            )
+    towards, away_from = _TOWARDS.value, _AWAY_FROM.value
+    others = [away_from] if away_from else [name for name in classes if name != towards]
+    if others in ([], [towards]):
+        raise ValueError("A direction leads from one class to another.")
+    ends = classes[towards], np.concatenate([classes[name] for name in others])
+    seed = tf.constant([0, 0], tf.int64)
+    return [preprocess(tf.constant(end), config.model, seed) for end in ends]
 
 
 def as_model_sees(images: np.ndarray, numbers: list[int], config: ModelConfig) -> tf.Tensor:
@@ -132,6 +183,15 @@ def as_model_sees(images: np.ndarray, numbers: list[int], config: ModelConfig) -
     )
 
 
+def chosen_images(mode: str, config: ExperimentConfig) -> tuple[tf.Tensor, np.ndarray]:
+    """Returns the images that the flags choose, as the model sees them and as they are stored."""
+    stored = load_images(config.data, config.model, config.data.test_split)
+    numbers = integers(_IMAGES, range(_DEFAULT_IMAGES[mode]), len(stored))
+    if mode == "interpolate" and len(numbers) < 2:
+        raise ValueError("An interpolation needs two --images or --seeds, or more.")
+    return as_model_sees(stored, numbers, config.model), stored[numbers]
+
+
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         mode = _MODE.value
@@ -141,20 +201,19 @@ def main(argv: list[str]) -> None:
         num_groups = config.model.num_groups
         temperatures = group_temperatures(config.model, _TEMPERATURE.value)
         seeds = integers(_SEEDS, range(_DRAWS), 2**63)
-        groups = integers(_GROUPS, range(num_groups if mode == "interpolate" else 1), num_groups)
+        groups = integers(_GROUPS, range(1 if mode == "traverse" else num_groups), num_groups)
         latents = config.model.num_latent_per_group
         channels = integers(_CHANNELS, range(latents), latents)
         keep_groups = integers(_KEEP_GROUPS, range(num_groups + 1), num_groups + 1)
         check_grid_output(_OUTPUT.value, config.model.image_shape[-1])
         use_devices()
-        from_seeds = mode in _ANIMATED and _SEEDS.value is not None
+        from_seeds = mode in _OF_SEEDS and _SEEDS.value is not None
         if not from_seeds:
-            stored = load_images(config.data, config.model, config.data.test_split)
-            numbers = integers(_IMAGES, range(_DEFAULT_IMAGES[mode]), len(stored))
-            images = as_model_sees(stored, numbers, config.model)
-            originals = stored[numbers]
-        if mode == "interpolate" and len(seeds if from_seeds else numbers) < 2:
+            images, originals = chosen_images(mode, config)
+        elif mode == "interpolate" and len(seeds) < 2:
             raise ValueError("An interpolation needs two --images or --seeds, or more.")
+        if mode == "direction":
+            ends = classes_of_direction(config)
 
         model = trained.load()
         with tqdm(unit="image", disable=None) as bar:
@@ -173,6 +232,12 @@ def main(argv: list[str]) -> None:
                 grid = np.concatenate(
                     [explorer.traverse(bases, group, channels, values) for group in groups]
                 )
+            elif mode == "direction":
+                to, away = map(explorer.mean_latents, ends)
+                amounts = np.linspace(-_STRENGTH.value, _STRENGTH.value, _STEPS.value)
+                way = [a - b for a, b in zip(to, away)]
+                moved = explorer.along(images, way, amounts, groups)
+                grid = np.concatenate([originals[:, None], moved], axis=1)
             else:
                 varied = explorer.vary(images, keep_groups, seeds, temperatures)
                 first = np.repeat(originals, len(keep_groups), axis=0)

@@ -101,6 +101,11 @@ def latents() -> None:
     _start("trainers.latents")
 
 
+def projector() -> None:
+    """Entry point of `nvae-projector`."""
+    _start("trainers.projector")
+
+
 def model_card() -> None:
     """Entry point of `nvae-model-card`."""
     _start("trainers.model_card")

@@ -7,7 +7,7 @@ from nvae_tf.data.pipeline import (
     training_batches,
     training_input,
 )
-from nvae_tf.data.sources import load_images
+from nvae_tf.data.sources import load_classes, load_images
 from nvae_tf.data.storage import cache_directory, describe
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "cache_directory",
     "describe",
     "evaluation_batches",
+    "load_classes",
     "load_images",
     "preprocess",
     "training_batches",

@@ -5,7 +5,9 @@ To add a data set, write a function that returns a `Source`, and enter it in `_O
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -62,6 +64,33 @@ def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
     if len(images) == 0:
         raise ValueError(f"{data.name!r}: the split {split!r} has no images.")
     return images
+
+
+def load_classes(
+    directory: str | os.PathLike, data: DataConfig, model: ModelConfig
+) -> dict[str, np.ndarray]:
+    """Loads pictures that are sorted by class: a directory with a sub-directory for each class.
+
+    Args:
+      directory: The directory.
+      data: How the pictures are cropped and resized, and where many of them are kept.
+      model: Gives the shape of the images.
+
+    Returns:
+      For each class by name, (N, h, w, C) uint8.
+
+    Raises:
+      ValueError: There is no such directory, it has no sub-directories, or as from `load_images`.
+    """
+    root = os.path.expanduser(directory)
+    if not os.path.isdir(root):
+        raise ValueError(f"There is no directory {root!r} of classes.")
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    names = [name for name in names if not name.startswith(".")]
+    if not names:
+        raise ValueError(f"{root!r} must have a sub-directory of pictures for each class.")
+    data = dataclasses.replace(data, name="folder", data_dir=root)
+    return {name: load_images(data, model, name) for name in names}
 
 
 def _batches(source: Source, data: DataConfig, model: ModelConfig) -> Iterator[np.ndarray]:

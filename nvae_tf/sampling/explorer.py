@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,9 @@ class Explorer:
             logits = model.generate(tf.shape(weight)[0], temperature, noise)
             return model.likelihood(logits).mean()
 
+        def along(amount: Any, base: Any, direction: Any, groups: Any) -> Any:
+            return latents.decode(model, latents.move(base, direction, amount, groups))
+
         def traverse(group: Any, channel: Any, deviations: Any, base: Any) -> Any:
             return latents.traverse(model, base, group, channel, deviations)
 
@@ -68,11 +71,21 @@ class Explorer:
         self._reconstruct = model.function(reconstruct)
         self._between_images = model.function(between_images)
         self._between_seeds = model.function(between_seeds)
+        self._along = model.function(along)
         self._traverse, self._vary = model.function(traverse), model.function(vary)
 
     def encode(self, images: tf.Tensor) -> list[Latents]:
         """Returns the posterior means of each of N images."""
         return [self._encode(image[None]) for image in tf.convert_to_tensor(images)]
+
+    def posterior_means(self, images: tf.Tensor) -> list[np.ndarray]:
+        """Returns the posterior means of N images, by group: L of (N, H_l, W_l, C_z)."""
+        batches = list(self._batches(self._encode, [tf.convert_to_tensor(images)]))
+        return [np.concatenate(group) for group in zip(*batches)]
+
+    def mean_latents(self, images: tf.Tensor) -> list[np.ndarray]:
+        """Returns the mean of N images' posterior means, by group: L of (H_l, W_l, C_z)."""
+        return [means.mean(axis=0) for means in self.posterior_means(images)]
 
     def draw(self, seeds: Sequence[int], temperature: ArrayLike = 1.0) -> list[Latents]:
         """Returns the latent variables of each of N samples."""
@@ -142,6 +155,35 @@ class Explorer:
                 self._images(self._between_seeds, weights, start, end, temperatures, moving)
                 for start, end in itertools.pairwise(ends)
             ]
+        )
+
+    def along(
+        self,
+        images: tf.Tensor,
+        direction: Sequence[np.ndarray],
+        amounts: Sequence[float] | np.ndarray,
+        groups: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Draws `latents.move` of each of N images.
+
+        Args:
+          images: (N, H, W, C).
+          direction: L arrays (H_l, W_l, C_z), such as the difference of two classes'
+            `mean_latents`.
+          amounts: The factor of the direction of each column; 0 gives the reconstruction.
+          groups: The groups that move; None moves all.
+
+        Returns:
+          (N, amounts, h, w, C).
+
+        Raises:
+          ValueError: A group does not exist.
+        """
+        columns = [tf.constant(amounts, tf.float32)]
+        way = [tf.constant(group[None], tf.float32) for group in direction]
+        moving = _tuple_or_none(groups)
+        return np.stack(
+            [self._images(self._along, columns, base, way, moving) for base in self.encode(images)]
         )
 
     def traverse(
@@ -225,17 +267,24 @@ class Explorer:
         self, function: Callable[..., Any], rows: Sequence[tf.Tensor], *others: Any
     ) -> np.ndarray:
         """Returns images that `function(*rows, *others)` draws, a few of the rows at a time."""
+        batches = self._batches(
+            lambda *arguments: [self._model.crop_padding(function(*arguments))], rows, *others
+        )
+        return np.concatenate([to_uint8(images) for (images,) in batches])
+
+    def _batches(
+        self, function: Callable[..., Any], rows: Sequence[tf.Tensor], *others: Any
+    ) -> Iterator[list[np.ndarray]]:
+        """Yields the tensors of `function(*rows, *others)`, for a few of the rows at a time."""
         count = len(rows[0])
         size = min(self._batch_size, count)
-        pictures = []
         for first in range(0, count, size):
             # The last batch is filled up: another shape would be traced again.
             chosen = np.minimum(np.arange(first, first + size), count - 1)
-            images = function(*(tf.gather(tensor, chosen) for tensor in rows), *others)
-            pictures.append(to_uint8(self._model.crop_padding(images))[: count - first])
+            tensors = function(*(tf.gather(tensor, chosen) for tensor in rows), *others)
+            yield [tensor.numpy()[: count - first] for tensor in tensors]
             if self._after_batch:
-                self._after_batch(len(pictures[-1]))
-        return np.concatenate(pictures)
+                self._after_batch(min(size, count - first))
 
 
 def _row_seeds(seeds: Sequence[int]) -> tf.Tensor:

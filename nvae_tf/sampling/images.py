@@ -52,11 +52,12 @@ def encode_png(image: np.ndarray) -> bytes:
     Raises:
       ValueError: if the image does not have 1 (gray), 3 (RGB) or 4 (RGBA) channels.
     """
-    _check_channels(".png", image.shape[-1])
+    check_channels(".png", image.shape[-1])
     return tf.io.encode_png(image).numpy()
 
 
-def _check_channels(extension: str, channels: int) -> None:
+def check_channels(extension: str, channels: int) -> None:
+    """Raises a ValueError if files of this extension cannot have so many channels."""
     if extension == ".png" and channels not in (1, 3, 4):
         raise ValueError(f"A PNG has 1, 3 or 4 channels, the images have {channels}.")
     if extension in ANIMATIONS and channels not in (1, 3):
@@ -82,7 +83,7 @@ def encode_animation(frames: np.ndarray, extension: str, milliseconds: int = 100
         raise ValueError(
             f"An animation must be one of {', '.join(ANIMATIONS)}; received {extension!r}."
         )
-    _check_channels(extension, frames.shape[-1])
+    check_channels(extension, frames.shape[-1])
     images = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in frames]
     content = io.BytesIO()
     images[0].save(
@@ -124,7 +125,7 @@ def check_grid_output(path: str, channels: int) -> None:
         raise ValueError(
             f"The output must end in .png, {' or '.join(ANIMATIONS)}; received {path!r}."
         )
-    _check_channels(extension, channels)
+    check_channels(extension, channels)
     check_output(path)
 
 
@@ -153,7 +154,7 @@ def image_writer(
     """
     output_format = check_image_output(path, count)
     if output_format != ".npy":
-        _check_channels(".png", shape[-1])
+        check_channels(".png", shape[-1])
     writer = {".png": _sheet_writer, ".npy": _array_writer, "/": _directory_writer}[output_format]
     with writer(path, count, shape) as write:
         yield write

@@ -147,6 +147,26 @@ def _slerp(start: tf.Tensor, end: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     return first * start + second * end
 
 
+def move(
+    latents: Sequence[tf.Tensor],
+    direction: Sequence[tf.Tensor],
+    amount: tf.Tensor,
+    groups: Collection[int] | None = None,
+) -> list[tf.Tensor]:
+    """Returns latent variables moved along a direction, such as the difference of two classes.
+
+    Args:
+      latents: L tensors (B or 1, H_l, W_l, C_z).
+      direction: L tensors of the same shapes.
+      amount: (B,), the factor of the direction.
+      groups: The groups that move; the others stay. None moves all.
+    """
+    return [
+        z + _column(a) * d
+        for z, d, a in zip(latents, direction, _moving(amount, groups, len(latents)))
+    ]
+
+
 def traverse(
     model: AnyModel,
     latents: Sequence[tf.Tensor],

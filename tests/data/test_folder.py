@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from nvae_tf import DataConfig, ModelConfig
-from nvae_tf.data import load_images
+from nvae_tf.data import load_classes, load_images
 
 MODEL = ModelConfig(image_shape=(6, 8, 3))
 
@@ -142,3 +142,20 @@ def test_what_is_no_regular_file_is_named_or_left_out(tmp_path, caplog, kind):
         load_images(folder(tmp_path), MODEL, "train")
     images = load_images(folder(tmp_path, skip_corrupt=True), MODEL, "train")
     assert values(images) == list(range(8)) and "x.png: it is not a regular file" in caplog.text
+
+
+def test_classes_are_the_sub_directories(tmp_path):
+    save(tmp_path / "cats/b.png", 2)
+    save(tmp_path / "cats/a.png", 1)
+    save(tmp_path / "birds/deep/c.png", 3)
+    save(tmp_path / ".hidden/d.png", 4)
+    save(tmp_path / "alone.png", 5)
+    classes = load_classes(tmp_path, DataConfig(name="idx", data_dir="elsewhere"), MODEL)
+    assert {name: values(images) for name, images in classes.items()} == {
+        "birds": [3],
+        "cats": [1, 2],
+    }
+    with pytest.raises(ValueError, match="must have a sub-directory of pictures for each class"):
+        load_classes(tmp_path / "cats", DataConfig(), MODEL)
+    with pytest.raises(ValueError, match="There is no directory"):
+        load_classes(tmp_path / "dogs", DataConfig(), MODEL)

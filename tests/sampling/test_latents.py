@@ -285,3 +285,28 @@ def test_wrong_wishes(images, explorer):
         explorer.vary(images, keep_groups=[4], seeds=[1])
     with pytest.raises(ValueError, match="each of the 3 groups"):
         explorer.draw([1], temperature=[1, 1, 1, 1])
+
+
+def test_move_adds_the_direction_to_the_groups_that_move(model, images):
+    base = latents.encode(model, images[:1])
+    way = latents.encode(model, images[1:2])
+    moved = latents.move(base, way, tf.constant([0.0, 2.0]), groups=[1])
+    for group, (z, d, m) in enumerate(zip(base, way, moved)):
+        np.testing.assert_array_equal(m[0], z[0])
+        np.testing.assert_allclose(m[1], z[0] + (2 * d[0] if group == 1 else 0), rtol=1e-6)
+    with pytest.raises(ValueError, match="groups must be from 0 to 2, received 3"):
+        latents.move(base, way, tf.constant([1.0]), groups=[3])
+
+
+def test_along_leads_from_one_class_s_mean_to_the_other_s(model, images):
+    explorer = Explorer(model, batch_size=2)
+    a, b = explorer.mean_latents(images[:1]), explorer.mean_latents(images[1:])
+    each = [latents.encode(model, images[i : i + 1]) for i in (1, 2)]
+    for mean, *others in zip(b, *each):
+        np.testing.assert_allclose(mean, np.mean([z[0] for z in others], axis=0), atol=1e-5)
+    way = [to - start for to, start in zip(b, a)]
+    drawn = explorer.along(images[:1], way, [0.0, 1.0])
+    ends = [latents.decode(model, [z[None] for z in end]) for end in (a, b)]
+    expected = to_uint8(model.crop_padding(tf.concat(ends, axis=0)))
+    assert drawn.shape == (1, 2, *model.config.content_shape)
+    assert np.abs(drawn[0].astype(int) - expected).max() <= 1

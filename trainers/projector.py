@@ -1,0 +1,78 @@
+"""Shows latent groups in TensorBoard's projector: `python -m trainers.projector --preset=emoji64`.
+
+It writes a directory in which every image is a point of each group: the posterior's mean, with the
+image beside it. `tensorboard --logdir=DIR` shows it; below the directory of a run it is shown with
+the run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+from tqdm import tqdm
+
+from nvae_tf.command_line import (
+    config_changes,
+    define_config_flag,
+    define_model_flags,
+    usage_errors,
+    use_devices,
+)
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.data import load_classes, load_images, preprocess
+from nvae_tf.files import new_directory
+from nvae_tf.sampling.explorer import Explorer
+from nvae_tf.sampling.images import check_channels
+from nvae_tf.sampling.projector import check_projection, write_projection
+
+_find_model = define_model_flags()
+_CLASSES = flags.DEFINE_string(
+    "classes",
+    None,
+    "Directory with a sub-directory of pictures for each class, which are shown in place of the "
+    "data set's test split and can be coloured by class.",
+)
+_NUM_IMAGES = flags.DEFINE_integer(
+    "num_images", 1000, "The largest number of images, of each class if given.", lower_bound=2
+)
+_OUTPUT = flags.DEFINE_string("output", "projector", "Directory to create.")
+
+
+def chosen_images(config: ExperimentConfig) -> tuple[np.ndarray, list[str] | None]:
+    """Returns the images that the flags ask for, (N, h, w, C) uint8, and their classes if known."""
+    limit = _NUM_IMAGES.value
+    if _CLASSES.value is None:
+        return load_images(config.data, config.model, config.data.test_split)[:limit], None
+    classes = load_classes(_CLASSES.value, config.data, config.model)
+    shown = {name: images[:limit] for name, images in classes.items()}
+    labels = [name for name, images in shown.items() for _ in images]
+    return np.concatenate(list(shown.values())), labels
+
+
+def main(argv: list[str]) -> None:
+    with usage_errors(argv):
+        trained = _find_model()
+        config = config_changes(trained.config)
+        check_channels(".png", config.model.image_shape[-1])
+        with new_directory(_OUTPUT.value) as directory:
+            use_devices()
+            images, labels = chosen_images(config)
+            check_projection(len(images), config.model.content_shape)
+            model = trained.load()
+            seen = preprocess(tf.constant(images), config.model, tf.constant([0, 0], tf.int64))
+            with tqdm(total=len(images), unit="image", disable=None) as bar:
+                explorer = Explorer(model, batch_size=64, after_batch=bar.update)
+                means = explorer.posterior_means(seen)
+            write_projection(directory, means, images, labels)
+    print(f"{len(images)} images, {len(means)} groups: tensorboard --logdir={_OUTPUT.value}")
+
+
+def run() -> None:
+    """Entry point of `nvae-projector`."""
+    define_config_flag("The images: changes to the data's fields.", ["data"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()
