@@ -76,6 +76,7 @@ setup(
             "nvae-sample=trainers.start:sample",
             "nvae-latents=trainers.start:latents",
             "nvae-projector=trainers.start:projector",
+            "nvae-complete=trainers.start:complete",
             "nvae-export=trainers.start:export",
             "nvae-client=trainers.start:client",
             "nvae-model-card=trainers.start:model_card",

@@ -106,6 +106,11 @@ def projector() -> None:
     _start("trainers.projector")
 
 
+def complete() -> None:
+    """Entry point of `nvae-complete`."""
+    _start("trainers.complete")
+
+
 def model_card() -> None:
     """Entry point of `nvae-model-card`."""
     _start("trainers.model_card")

@@ -46,6 +46,19 @@ def sheet(images: np.ndarray, columns: int | None = None, margin: int = 2) -> np
     return result
 
 
+def show_holes(images: np.ndarray, holes: np.ndarray, square: int = 4) -> np.ndarray:
+    """Fills holes with a chequerboard of two grays, as image editors show transparency.
+
+    Args:
+      images: (N, h, w, C) uint8.
+      holes: (N, h, w) bool.
+      square: Width of the board's squares, in pixels.
+    """
+    rows, columns = np.indices(images.shape[1:3]) // square
+    board = np.where((rows + columns) % 2, 150, 105).astype(np.uint8)
+    return np.where(holes[..., None], board[:, :, None], images)
+
+
 def encode_png(image: np.ndarray) -> bytes:
     """Encodes an image (H, W, C) uint8 as a PNG file.
 

@@ -123,12 +123,22 @@ class ImageDistribution(tfd.Distribution):
             [self._pixels.batch_shape_tensor()[-2:], self._pixels.event_shape_tensor()], axis=0
         )
 
-    def _log_prob(self, images: tf.Tensor) -> tf.Tensor:
+    def log_prob_by_pixel(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns the terms of `log_prob`: one for each pixel, with all of its channels.
+
+        Args:
+          images: (..., H, W, C), with the border.
+
+        Returns:
+          (..., h, w), without the border.
+        """
         by_pixel = self._pixels.log_prob(images)
         height, width = tf.unstack(tf.shape(by_pixel)[-2:])
         border = self._padding
-        content = by_pixel[..., border : height - border, border : width - border]
-        return tf.reduce_sum(content, axis=[-2, -1])
+        return by_pixel[..., border : height - border, border : width - border]
+
+    def _log_prob(self, images: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(self.log_prob_by_pixel(images), axis=[-2, -1])
 
     def _sample_n(self, n: int | tf.Tensor, seed: int | tf.Tensor | None = None) -> tf.Tensor:
         return self._pixels.sample(n, seed=seed)

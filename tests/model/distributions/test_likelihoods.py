@@ -59,6 +59,23 @@ def test_padding_does_not_count(case):
     np.testing.assert_allclose(log_prob, cropped, rtol=1e-5)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["likelihood"])
+def test_log_prob_is_the_sum_over_pixels_that_do_not_see_each_other(case):
+    config = model_config(case, padding=1)
+    images = random_images(config, 2)
+    logits = tf.random.stateless_normal([2, 8, 6, num_likelihood_parameters(config)], (0, 1))
+    distribution = image_distribution(config, logits)
+    by_pixel = distribution.log_prob_by_pixel(images)
+    assert by_pixel.shape == (2, 6, 4)
+    np.testing.assert_allclose(
+        tf.reduce_sum(by_pixel, [1, 2]), distribution.log_prob(images), rtol=1e-5
+    )
+    other = images.numpy()
+    other[:, 3, 2] = 1 - other[:, 3, 2]  # (2, 1) without the padding
+    changed = distribution.log_prob_by_pixel(other) != by_pixel
+    assert np.argwhere(changed).tolist() == [[0, 2, 1], [1, 2, 1]]
+
+
 def test_bernoulli_log_prob_is_the_cross_entropy():
     config = model_config(CASES[0], channels=1)
     logits = tf.random.stateless_normal([2, 8, 6, 1], (0, 1))

@@ -1,0 +1,113 @@
+"""Pictures with holes: where pixels are missing is said by transparency, a mask or a rectangle."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.config import DataConfig, ModelConfig
+from nvae_tf.data.fit import crop_and_resize, size_problem
+from nvae_tf.data.pictures import decode_picture
+
+_OPAQUE = 255
+
+
+def load_with_holes(
+    paths: Sequence[str], data: DataConfig, model: ModelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loads pictures whose holes are their pixels that are not opaque.
+
+    Pictures are cropped and resized as a data set's are. A pixel to which one of a hole
+    contributes lies in the hole. What the file has as colour in a hole is dropped.
+
+    Args:
+      paths: Picture files.
+      data: How they are cropped and resized.
+      model: Gives the shape of the images, `content_shape`.
+
+    Returns:
+      Images (N, h, w, C) uint8, 0 in the holes, and the holes (N, h, w) bool.
+
+    Raises:
+      ValueError: A picture cannot be read or does not fit the model; the message names it.
+      OSError: A file cannot be opened.
+    """
+    loaded = [_load(path, data, model) for path in paths]
+    return np.stack([image for image, _ in loaded]), np.stack([hole for _, hole in loaded])
+
+
+def _load(path: str, data: DataConfig, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    channels = model.image_shape[-1]
+    # A model whose images have an alpha channel themselves takes transparency as content.
+    with_alpha = channels + 1 if channels in (1, 3) else channels
+    try:
+        pixels = decode_picture(_read(path), with_alpha)
+        if problem := size_problem(data, model, *pixels.shape[:2]):
+            raise ValueError(problem)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if with_alpha == channels:
+        return crop_and_resize(pixels, data, model).numpy(), np.zeros(model.content_shape[:2], bool)
+    missing = np.where(pixels[:, :, -1:] < _OPAQUE, 255, 0).astype(np.uint8)
+    gray = dataclasses.replace(model, image_shape=(*model.image_shape[:2], 1))
+    image = crop_and_resize(tf.constant(pixels[:, :, :-1]), data, model).numpy()
+    hole = crop_and_resize(tf.constant(missing), data, gray).numpy()[:, :, 0] > 0
+    return np.where(hole[:, :, None], 0, image).astype(np.uint8), hole
+
+
+def load_mask(path: str, model: ModelConfig) -> np.ndarray:
+    """Loads a mask, a gray picture of the images' size that is black where pixels are seen.
+
+    Returns:
+      (h, w) bool, true in the hole.
+
+    Raises:
+      ValueError: It cannot be read, has colours or has another size.
+      OSError: It cannot be opened.
+    """
+    try:
+        pixels = decode_picture(_read(path), 1)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    height, width, _ = model.content_shape
+    if pixels.shape[:2] != (height, width):
+        raise ValueError(
+            f"{path}: a mask has the size of the model's images, {height}x{width} pixels, received "
+            f"{pixels.shape[0]}x{pixels.shape[1]}."
+        )
+    return pixels[:, :, 0] > 0
+
+
+def rectangle(sides: Sequence[int], model: ModelConfig) -> np.ndarray:
+    """Returns a hole (h, w) bool that is a rectangle.
+
+    Args:
+      sides: Top, left, height and width, in pixels of the model's images without padding.
+      model: Gives the size of the images.
+
+    Raises:
+      ValueError: There are not four numbers, or the rectangle is empty or not inside of the images.
+    """
+    height, width, _ = model.content_shape
+    if len(sides) == 4:
+        top, left, rows, columns = sides
+        inside = 0 <= top < top + rows <= height and 0 <= left < left + columns <= width
+        if inside:
+            hole = np.zeros((height, width), bool)
+            hole[top : top + rows, left : left + columns] = True
+            return hole
+    raise ValueError(
+        "A hole is top,left,height,width in pixels, inside of the model's images of "
+        f"{height}x{width} pixels and not empty; received {','.join(map(str, sides))}."
+    )
+
+
+def _read(path: str) -> bytes:
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
+        raise ValueError("it is not a regular file")
+    with open(path, "rb") as file:
+        return file.read()
