@@ -2,7 +2,7 @@
 
 The replicas are logical devices of the CPU, so what is measured is what the host does before the
 first step on as many GPUs: it builds the model, traces the step and prints how large it became.
-With `--steps`, it takes some, and prints their losses, which the number of replicas must not change.
+With `--steps`, it takes some, and prints their losses, which depend on the global batch alone.
 """
 
 from __future__ import annotations

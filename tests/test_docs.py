@@ -113,7 +113,7 @@ def options(module):
 def test_setup_installs_every_program():
     installed = re.findall(r'"(nvae-[\w-]+)=trainers.start:(\w+)"', (ROOT / "setup.py").read_text())
     assert sorted(installed) == sorted((script, name) for name, script, _ in _STARTED)
-    assert len(installed) == 10
+    assert len(installed) == 12
 
 
 def test_commands_have_the_options_that_they_are_given():
