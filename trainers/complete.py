@@ -54,10 +54,7 @@ _COMPLETIONS = flags.DEFINE_integer(
     "completions", 8, "Completions of each image.", lower_bound=1, upper_bound=MAX_BATCH
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", 50, "Steps of each search for the latent variables.", lower_bound=0
-)
-_SEARCHES = flags.DEFINE_integer(
-    "searches", 4, "Searches for each image, of which the completions are in turn.", lower_bound=1
+    "steps", 100, "Steps of the search for the latent variables.", lower_bound=0
 )
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.1, "Of the first step; it falls to zero.")
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same completions.", lower_bound=0)
@@ -153,12 +150,9 @@ def main(argv: list[str]) -> None:
         model = trained.load()
 
         seen = preprocess(tf.constant(images), config.model, tf.constant([0, 0], tf.int64))
-        searches = min(_SEARCHES.value, _COMPLETIONS.value)
-        completer = Completer(
-            model, _STEPS.value, searches, _LEARNING_RATE.value, _BATCH_SIZE.value
-        )
+        completer = Completer(model, _STEPS.value, _LEARNING_RATE.value, _BATCH_SIZE.value)
         batches = math.ceil(len(images) / _BATCH_SIZE.value)
-        with tqdm(total=batches * searches * _STEPS.value, unit="step", disable=None) as bar:
+        with tqdm(total=batches * _STEPS.value, unit="step", disable=None) as bar:
             results = list(
                 completer.batches(seen, holes, _COMPLETIONS.value, _SEED.value, bar.update)
             )

@@ -61,8 +61,6 @@ class Completer:
     Args:
       model: The model. An `NVAE` is prepared anew for each call of `batches`.
       steps: Steps of Adam; 0 draws from where q begins.
-      searches: Searches for each image, with other draws to begin from. One q has one shape in
-        mind; the completions are of all searches in turn.
       learning_rate: Of the first step; it falls linearly to zero.
       batch_size: Images at a time.
 
@@ -79,19 +77,17 @@ class Completer:
     def __init__(
         self,
         model: AnyModel,
-        steps: int = 50,
-        searches: int = 4,
+        steps: int = 100,
         learning_rate: float = 0.1,
         batch_size: int = 32,
     ):
-        if steps < 0 or searches < 1 or not learning_rate > 0 or batch_size < 1:
+        if steps < 0 or not learning_rate > 0 or batch_size < 1:
             raise ValueError(
-                "Steps must not be negative; searches, learning rate and batch size must be "
-                f"positive; received {steps}, {searches}, {learning_rate} and {batch_size}."
+                "Steps must not be negative; learning rate and batch size must be "
+                f"positive; received {steps}, {learning_rate} and {batch_size}."
             )
         self._model = InferenceModel.of(model)
         self._steps = steps
-        self._searches = searches
         self._learning_rate = learning_rate
         self._batch_size = batch_size
         self._fill = self._model.function(self._fill_once)
@@ -146,14 +142,10 @@ class Completer:
             rows = np.minimum(np.arange(number, number + size), count - 1)
             batch, hole = tf.gather(images, rows), tf.constant(holes[rows])
             first = tf.constant(number, tf.int64)
-            noises = [
-                self._fit(batch, hole, (seed, search), first, after_step)
-                for search in range(min(self._searches, completions))
-            ]
+            noise = self._fit(batch, hole, seed, first, after_step)
             drawn = []
             for completion in range(completions):
                 own = tf.constant([seed, self._steps + completion], tf.int64)
-                noise = noises[completion % len(noises)]
                 drawn.append([t.numpy() for t in self._complete(batch, hole, noise, own, first)])
             parts = (np.stack(part, axis=1)[: count - number] for part in zip(*drawn))
             yield Completions(*parts)
@@ -162,16 +154,13 @@ class Completer:
         self,
         images: tf.Tensor,
         holes: tf.Tensor,
-        seed: tuple[int, int],
+        seed: int,
         first: tf.Tensor,
         after_step: Callable[[], object] | None,
     ) -> _Noise:
-        """Returns the distribution that maximises the bound of each image's seen pixels.
-
-        The seed's second number is that of the search.
-        """
-        # A search's fillings are the same for all images, and their seed that of no step.
-        own = tf.constant([seed[0], -1 - seed[1]], tf.int64)
+        """Returns the distribution that maximises the bound of each image's seen pixels."""
+        # The fillings are the same for all images, and their seed that of no step.
+        own = tf.constant([seed, -1], tf.int64)
         best = tf.fill([len(images)], -np.inf), tf.zeros_like(images)
         for row in range(0, _FILLINGS, _FILLINGS_AT_ONCE):
             best = self._fill(images, holes, best, own, tf.constant(row, tf.int64))
@@ -179,7 +168,7 @@ class Completer:
         zeros = tf.nest.map_structure(tf.zeros_like, start)
         state = _State(start, zeros, zeros)
         for step in range(self._steps):
-            own = tf.constant([seed[0], step], tf.int64)
+            own = tf.constant([seed, step], tf.int64)
             rate = self._learning_rate * (1 - step / self._steps)
             number = tf.constant(step + 1.0)
             state = self._improve(images, holes, state, own, first, number, tf.constant(rate))

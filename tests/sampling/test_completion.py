@@ -57,7 +57,7 @@ def test_nothing_seen_leads_to_the_prior(model, images):
     bound = []
     for steps in (0, 200):
         completer = Completer(model, steps)
-        noise = completer._fit(images, holes, (0, 0), first, None)
+        noise = completer._fit(images, holes, 0, first, None)
         seed = tf.constant([0, steps], tf.int64)
         bound.append(completer._bound(images, holes, noise, seed, first))
     assert np.all(bound[0] < -0.1) and np.all(bound[1] > -0.01)  # it is -KL from the prior
@@ -124,7 +124,7 @@ def test_more_steps_raise_the_bound(model, images):
     bounds = []
     for steps in (0, 10, 80):
         completer = Completer(model, steps)
-        noise = completer._fit(images, holes, (0, 0), first, None)
+        noise = completer._fit(images, holes, 0, first, None)
         draws = [
             completer._bound(images, holes, noise, tf.constant([7, seed], tf.int64), first)
             for seed in range(50)
@@ -177,18 +177,9 @@ def test_completions_depend_on_seed_and_number_alone(model, images):
     assert np.abs(whole[0][:, 0] - whole[0][:, 1]).max() > 1e-3
 
 
-def test_the_completions_are_of_all_searches_in_turn(model, images):
-    one, two = (
-        complete(model, images, half(), 4, steps=2, searches=number)[0] for number in (1, 2)
-    )
-    differ = np.abs(one - two).max(axis=(0, 2, 3, 4)) > 1e-4
-    assert differ.tolist() == [False, True, False, True]
-
-
 def test_refusals(model, images):
     for wrong, message in (
         ({"steps": -1}, "Steps must not be negative"),
-        ({"searches": 0}, "must be positive"),
         ({"learning_rate": 0.0}, "must be positive"),
         ({"learning_rate": float("nan")}, "must be positive"),
         ({"batch_size": 0}, "must be positive"),
