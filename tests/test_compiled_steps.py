@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks.compiled_step import METRICS, steps, write
+from benchmarks.step_modules import METRICS, steps, write
 from nvae_tf.model.compilation import compiled
 from nvae_tf.runs.load import load_model
 from nvae_tf.runs.workdir import Workdir
