@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -113,9 +114,12 @@ def write_module(
     captured = traced.get_concrete_function(*specs).captured_inputs
     lower = traced.experimental_get_compiler_ir(*(tf.zeros(s.shape, s.dtype) for s in specs))
     device = tf.config.list_logical_devices("CPU")[0].name
-    module = lower(stage="stablehlo_serialized", device_name=device)
+    with warnings.catch_warnings():
+        # A platform is asked for in place of a device, but does not do for variables.
+        warnings.filterwarnings("ignore", message="device_name is being deprecated")
+        module = lower(stage="stablehlo_serialized", device_name=device)
+        header = lower(stage="hlo", device_name=device).partition("\n")[0]
     write_atomically(os.path.join(directory, f"{name}.mlirbc"), module)
-    header = lower(stage="hlo", device_name=device).partition("\n")[0]
     aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}", header)
     place = {id(variable.handle): i for i, variable in enumerate(state.variables)}
     print(f"{name}: {len(module) / 1e6:.1f} MB of StableHLO, {len(captured)} variables", flush=True)
