@@ -299,7 +299,7 @@ def test_a_walk_goes_on_by_itself_until_it_is_stopped(page):
       const slider = document.getElementById("position");
       const seen = [];
       button.click();
-      for (let i = 0; i < 1000 && new Set(seen).size <= 5; i++) {
+      for (let i = 0; i < 400 && new Set(seen).size <= 5; i++) {
         await new Promise((resolve) => setTimeout(resolve, 50));
         seen.push(slider.value);
       }
