@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_FLAGS = (
+FLAGS = (  # of Chromium without a screen, which looks nothing up
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -49,7 +49,7 @@ def time_in_browser(
     }
     results: queue.Queue[dict[str, Any]] = queue.Queue()
     with _serving(files, runtime, results) as address, tempfile.TemporaryDirectory() as profile:
-        command = ["chromium", *_FLAGS, f"--user-data-dir={profile}", address]
+        command = ["chromium", *FLAGS, f"--user-data-dir={profile}", address]
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as browser:

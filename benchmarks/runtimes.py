@@ -31,7 +31,7 @@ from benchmarks.workloads import in_fresh_process, print_table
 from export.manifest import manifest_of
 from export.onnx_files import write_onnx
 from export.saved_model import write_saved_model
-from export.seed_noise import noise_of_seed
+from export.seed_noise import noise_inputs
 from nvae_tf.command_line import use_devices
 from nvae_tf.runs.load import TrainedModel
 
@@ -215,9 +215,9 @@ def _write(preset: str, directory: pathlib.Path, litert: bool) -> list[tuple[int
 
 
 def _inputs(shapes: list[tuple[int, ...]], rows: int) -> dict[str, np.ndarray]:
-    noise = zip(*(noise_of_seed(seed, shapes) for seed in range(rows)))
-    inputs = {f"noise_{group:02}": np.stack(values) for group, values in enumerate(noise)}
-    return inputs | {"temperature": np.full([rows], _TEMPERATURE, np.float32)}
+    return noise_inputs(range(rows), shapes) | {
+        "temperature": np.full([rows], _TEMPERATURE, np.float32)
+    }
 
 
 def _measure(

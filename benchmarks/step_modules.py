@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.data import preprocess
+from nvae_tf.evaluation.likelihood import repeat_batch
 from nvae_tf.files import write_atomically
 from nvae_tf.model.compilation import compiled
 from nvae_tf.model.inference import InferenceModel
@@ -75,19 +76,15 @@ def bound(trainer: Trainer, draws: int) -> Callable[..., tf.Tensor]:
         model.take(trainer.state.evaluation_values())
         images = preprocess(stored, model.config, tf.constant([0, 0], tf.int64), first)
         batch = images.shape[0]
-        features = [_repeated(feature, draws) for feature in model.bottom_up(images)]
+        features = [repeat_batch(feature, draws) for feature in model.bottom_up(images)]
         noise = model.draw_noise(draws * batch, tf.stack([number + 1, first]))
         output = model.infer_from_features(features, noise)
-        log_prob = model.likelihood(output.logits).log_prob(_repeated(images, draws))
+        log_prob = model.likelihood(output.logits).log_prob(repeat_batch(images, draws))
         elbo = log_prob - tf.reduce_sum(output.kl_per_group, axis=1)
         weights = log_prob + output.log_p - output.log_q
         return tf.reshape(tf.stack([elbo, weights]), [2, draws, batch])
 
     return call
-
-
-def _repeated(x: tf.Tensor, times: int) -> tf.Tensor:
-    return tf.tile(x, [times] + [1] * (x.shape.rank - 1))
 
 
 def write_module(

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from export.manifest import Manifest, write_manifest
 from export.portable_signatures import NAMES
-from export.seed_noise import noise_of_seed
+from export.seed_noise import noise_inputs
 from export.signatures import Signature, make_signatures
 from nvae_tf.model.nvae import NVAE
 
@@ -70,7 +70,7 @@ def write_onnx(model: NVAE, directory: str | os.PathLike, manifest: Manifest) ->
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         answers = session.run(None, inputs[name])
         received = dict(zip((output.name for output in session.get_outputs()), answers))
-        _compare(name, received, signatures[name](*inputs[name].values()))
+        check_same(name, received, signatures[name](*inputs[name].values()))
     precision = model.dtype_policy.name
     write_manifest(
         os.fspath(directory), dataclasses.replace(manifest, signatures=NAMES, precision=precision)
@@ -94,8 +94,7 @@ def _as_product(context: Any, node: Any, name: str, args: Any) -> None:
 
 def _inputs(model: NVAE, signatures: dict[str, Signature]) -> dict[str, dict[str, np.ndarray]]:
     """The inputs by signature, in their order, with which the runtimes are compared."""
-    rows = [noise_of_seed(seed, model.config.latent_shapes) for seed in range(len(_TEMPERATURES))]
-    noise = {f"noise_{n:02}": np.stack(group) for n, group in enumerate(zip(*rows))}
+    noise = noise_inputs(range(len(_TEMPERATURES)), model.config.latent_shapes)
     sample = noise | {"temperature": np.array(_TEMPERATURES, np.float32)}
     images = np.round(signatures["sample_tensors"](*sample.values())["image"].numpy())
     infer = {"image": images} | noise
@@ -103,8 +102,14 @@ def _inputs(model: NVAE, signatures: dict[str, Signature]) -> dict[str, dict[str
     return {"decode_tensors": latents, "sample_tensors": sample, "infer_tensors": infer}
 
 
-def _compare(name: str, received: dict[str, np.ndarray], expected: dict[str, tf.Tensor]) -> None:
-    """Raises a ValueError unless another runtime's outputs are TensorFlow's."""
+def check_same(name: str, received: dict[str, np.ndarray], expected: dict[str, tf.Tensor]) -> None:
+    """Raises a ValueError unless another runtime's outputs are TensorFlow's.
+
+    Args:
+      name: The signature.
+      received: The other runtime's outputs by name.
+      expected: TensorFlow's.
+    """
     if set(received) != set(expected):
         raise ValueError(f"{name}.onnx has the outputs {sorted(received)}.")
     for output, values in received.items():

@@ -11,7 +11,7 @@ constants; Box and Muller, *A Note on the Generation of Random Normal Deviates*,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -42,6 +42,20 @@ def noise_of_seed(seed: int, shapes: Sequence[Sequence[int]]) -> list[np.ndarray
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be at least 0 and below 2^63, received {seed}.")
     return [_normal(_fold_in((seed, 0), group), shape) for group, shape in enumerate(shapes)]
+
+
+def noise_inputs(seeds: Iterable[int], shapes: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Returns the inputs `noise_00`, … (B, H_l, W_l, C_z) of a portable signature.
+
+    Args:
+      seeds: One for each of B rows.
+      shapes: As `noise_of_seed` takes them.
+
+    Raises:
+      ValueError: A seed is not allowed.
+    """
+    rows = [noise_of_seed(int(seed), shapes) for seed in seeds]
+    return {f"noise_{group:02}": np.stack(values) for group, values in enumerate(zip(*rows))}
 
 
 def _fold_in(seed: tuple[int, int], number: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 import tensorflow as tf
 
 Item = TypeVar("Item")
@@ -71,6 +72,34 @@ def on_devices(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def arrays_on_devices(
+    function: Callable[[tuple[int, tf.Tensor]], tuple[np.ndarray, ...]],
+    batches: Iterable[tf.Tensor],
+    devices: Sequence[str] | None = None,
+    after_batch: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, ...]:
+    """Computes arrays of all images, batch by batch, as `on_devices` does.
+
+    Args:
+      function: Maps a batch, with the number of its first image, to arrays with a row for each
+        image.
+      batches: Images (B, H, W, C).
+      devices: The names of the devices; None: `all_devices()`.
+      after_batch: A function that is called after each batch with its size, for progress.
+
+    Raises:
+      ValueError: There are no images.
+    """
+    results = []
+    for result in on_devices(function, numbered(batches), devices):
+        results.append(result)
+        if after_batch:
+            after_batch(len(result[0]))
+    if not results:
+        raise ValueError("There are no images to evaluate.")
+    return tuple(map(np.concatenate, zip(*results)))
 
 
 def numbered(batches: Iterable[tf.Tensor]) -> Iterator[tuple[int, tf.Tensor]]:

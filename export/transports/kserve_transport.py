@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from export.limits import MAX_REPLY
-from export.seed_noise import noise_of_seed
+from export.seed_noise import noise_inputs
 from export.transports.http import WRONG_SHAPE, HttpServer
 from export.transports.transport import Refusal, Target
 
@@ -139,8 +139,7 @@ def _noise(shapes: dict[str, list[int]], seeds: np.ndarray) -> dict[str, np.ndar
     groups = [shapes[name] for name in names]
     if not names or any(len(shape) != 3 or min(shape) < 1 for shape in groups):
         raise Refusal("INTERNAL", f"its model's inputs {shapes} are not those of sample_tensors")
-    rows = [noise_of_seed(int(seed), groups) for seed in seeds]
-    return {name: np.stack(group) for name, group in zip(names, zip(*rows))}
+    return dict(zip(names, noise_inputs(seeds, groups).values()))
 
 
 def _read(content: bytes, json_length: str | None) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import quantize
+from nvae_tf.evaluation.likelihood import standard_error
 
 _CHUNK = 1000  # images that are counted at a time
 
@@ -101,11 +102,7 @@ def score(
         num_images=len(images),
         hole_pixels=float(holes.sum(axis=(1, 2)).mean()),
         mixture={number: float(nats.mean()) for number, nats in mixtures.items()},
-        mixture_standard_error={m: _standard_error(nats) for m, nats in mixtures.items()},
+        mixture_standard_error={m: standard_error(nats) for m, nats in mixtures.items()},
         pixel_frequencies=float(frequency.mean()),
-        pixel_frequencies_standard_error=_standard_error(frequency),
+        pixel_frequencies_standard_error=standard_error(frequency),
     )
-
-
-def _standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

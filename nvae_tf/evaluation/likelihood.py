@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.devices import numbered, on_devices
+from nvae_tf.devices import arrays_on_devices
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.training.objective import bits_per_dimension
 
@@ -63,15 +63,15 @@ class ImageLikelihoods:
             num_images=len(elbo),
             num_iw_samples=self.num_iw_samples,
             negative_elbo=float(elbo.mean()),
-            negative_elbo_standard_error=_standard_error(elbo),
+            negative_elbo_standard_error=standard_error(elbo),
             negative_elbo_bits_per_dim=bits_per_dimension(float(elbo.mean()), config),
             iw_bound=float(bound.mean()),
-            iw_bound_standard_error=_standard_error(bound),
+            iw_bound_standard_error=standard_error(bound),
             iw_bound_bits_per_dim=bits_per_dimension(float(bound.mean()), config),
             reconstruction=float(self.reconstruction.mean()),
-            reconstruction_standard_error=_standard_error(self.reconstruction),
+            reconstruction_standard_error=standard_error(self.reconstruction),
             kl=float(kl.mean()),
-            kl_standard_error=_standard_error(kl),
+            kl_standard_error=standard_error(kl),
             kl_per_group=self.kl_per_group.mean(axis=0).astype(float).tolist(),
         )
 
@@ -132,9 +132,9 @@ class LikelihoodEvaluator:
             for number in range(draws)
         ]
         noise = [tf.concat(group, axis=0) for group in zip(*noises)]
-        rows = [_repeat(feature, draws) for feature in features]
+        rows = [repeat_batch(feature, draws) for feature in features]
         output = self._model.infer_from_features(rows, noise)
-        log_prob = self._model.likelihood(output.logits).log_prob(_repeat(images, draws))
+        log_prob = self._model.likelihood(output.logits).log_prob(repeat_batch(images, draws))
         kl, log_ratio = output.kl_per_group, output.log_p - output.log_q
         return (
             tf.reshape(-log_prob, [draws, batch]),
@@ -177,14 +177,8 @@ class LikelihoodEvaluator:
             raise ValueError(f"num_iw_samples must be at least 1, received {num_iw_samples}.")
         self._model.update()
         compute = functools.partial(self._batch_likelihoods, num_iw_samples, seed)
-        results = []
-        for result in on_devices(compute, numbered(batches), self._devices):
-            results.append(result)
-            if after_batch:
-                after_batch(len(result[0]))
-        if not results:
-            raise ValueError("There are no images to evaluate.")
-        return ImageLikelihoods(num_iw_samples, *map(np.concatenate, zip(*results)))
+        arrays = arrays_on_devices(compute, batches, self._devices, after_batch)
+        return ImageLikelihoods(num_iw_samples, *arrays)
 
     def _batch_likelihoods(
         self, num_iw_samples: int, seed: int, batch: tuple[int, tf.Tensor]
@@ -213,10 +207,11 @@ def _draws_together(batch: int, draws: int) -> int:
     return math.ceil(draws / passes)
 
 
-def _repeat(x: tf.Tensor, times: int) -> tf.Tensor:
+def repeat_batch(x: tf.Tensor, times: int) -> tf.Tensor:
     """Repeats a batch (B, ...) as a whole: (times B, ...)."""
     return tf.tile(x, [times] + [1] * (x.shape.rank - 1))
 
 
-def _standard_error(values: np.ndarray) -> float:
+def standard_error(values: np.ndarray) -> float:
+    """Returns the standard error of the mean of values (N,), NaN for a single one."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

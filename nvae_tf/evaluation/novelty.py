@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.devices import numbered, on_devices
+from nvae_tf.devices import arrays_on_devices
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling.latents import keep_first_groups
 
@@ -109,14 +109,7 @@ class NoveltyEvaluator:
             raise ValueError(f"num_iw_samples must be at least 1, received {num_iw_samples}.")
         self._model.update()
         compute = functools.partial(self._batch_bounds, num_iw_samples, seed)
-        results = []
-        for result in on_devices(compute, numbered(batches), self._devices):
-            results.append(result)
-            if after_batch:
-                after_batch(len(result[0]))
-        if not results:
-            raise ValueError("There are no images to evaluate.")
-        bound, bounds = map(np.concatenate, zip(*results))
+        bound, bounds = arrays_on_devices(compute, batches, self._devices, after_batch)
         wrong = int(np.sum(~(np.isfinite(bound) & np.isfinite(bounds).all(axis=1))))
         if wrong:
             raise ValueError(

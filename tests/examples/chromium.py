@@ -15,17 +15,9 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-_ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
+from benchmarks.browser_runtime import FLAGS
+
+_ARGUMENTS = (*FLAGS, "--hide-scrollbars")
 _DEADLINE = 120  # seconds for one command
 
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from export.seed_noise import noise_of_seed
+from export.seed_noise import noise_inputs
 from export.serving_client import Client, RequestError
 from tests.export.broken_servers import raw_server
 from tests.export.exported import small_model, small_signatures
@@ -37,8 +37,7 @@ def served(rows, temperature):
 
 
 def noise(rows):
-    groups = [noise_of_seed(SEED + row, small_model().config.latent_shapes) for row in range(rows)]
-    return {f"noise_{n:02}": np.stack(group) for n, group in enumerate(zip(*groups))}
+    return noise_inputs(range(SEED, SEED + rows), small_model().config.latent_shapes)
 
 
 def test_a_seed_gives_the_image_of_tensorflow_serving(client):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.onnx_files import _compare
+from export.onnx_files import check_same
 from export.portable_signatures import NAMES
 from export.seed_noise import noise_of_seed
 from export.signatures import make_signatures
@@ -44,7 +44,7 @@ def test_it_computes_what_tensorflow_computes(name):
         assert {k: v.shape for k, v in received.items()} == {
             k: v.shape for k, v in expected.items()
         }
-        _compare(name, received, expected)
+        check_same(name, received, expected)
 
 
 def test_a_model_without_flows_cannot_infer():

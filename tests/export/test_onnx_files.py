@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 
 from export.manifest import Manifest, read_manifest
-from export.onnx_files import _compare, _inputs, check_installed, write_onnx
+from export.onnx_files import _inputs, check_installed, check_same, write_onnx
 from export.portable_signatures import NAMES
-from export.seed_noise import noise_of_seed
+from export.seed_noise import noise_inputs
 from export.signatures import make_signatures
 from nvae_tf import NVAE, ExperimentConfig
 from tests.conftest import tiny_model_config
@@ -41,8 +41,7 @@ def run(path, **inputs):
 
 
 def test_the_image_of_a_seed_is_that_of_the_served_model(written):
-    rows = [noise_of_seed(seed, small_model().config.latent_shapes) for seed in (7, 8, 9)]
-    noise = {f"noise_{n:02}": np.stack(group) for n, group in enumerate(zip(*rows))}
+    noise = noise_inputs((7, 8, 9), small_model().config.latent_shapes)
     temperature = np.float32([0.7, 1.0, 0.0])
     images = run(written / "sample_tensors.onnx", **noise, temperature=temperature)["image"]
     served = small_signatures()["sample"](seed=np.int64([7, 8, 9]), temperature=temperature)
@@ -93,7 +92,7 @@ def test_openvino_computes_the_same(written, inputs, name):
     compiled = openvino.Core().compile_model(written / f"{name}.onnx", "CPU", options)
     answer = compiled(inputs[name])
     wanted = expected(name, inputs)
-    _compare(name, {key: answer[key] for key in wanted}, wanted)
+    check_same(name, {key: answer[key] for key in wanted}, wanted)
 
 
 @pytest.mark.slow
@@ -120,7 +119,7 @@ def test_onnx_runtime_in_node_computes_the_same(written, inputs, name):
     }
     wanted = expected(name, inputs)
     assert {k: v.shape for k, v in received.items()} == {k: v.shape for k, v in wanted.items()}
-    _compare(name, received, wanted)
+    check_same(name, received, wanted)
 
 
 def test_what_is_missing_is_said_first(monkeypatch):
@@ -132,6 +131,6 @@ def test_what_is_missing_is_said_first(monkeypatch):
 @pytest.mark.parametrize("wrong", [np.nan, 2e-4])
 def test_another_answer_is_an_error(wrong):
     expected = tf.ones([2])
-    _compare("infer_tensors", {"elbo": expected.numpy()}, {"elbo": expected})
+    check_same("infer_tensors", {"elbo": expected.numpy()}, {"elbo": expected})
     with pytest.raises(ValueError, match="computes another 'elbo' of infer_tensors"):
-        _compare("infer_tensors", {"elbo": expected.numpy() + wrong}, {"elbo": expected})
+        check_same("infer_tensors", {"elbo": expected.numpy() + wrong}, {"elbo": expected})

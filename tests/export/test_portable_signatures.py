@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from export.portable_signatures import NAMES
-from export.seed_noise import noise_of_seed
+from export.seed_noise import noise_inputs, noise_of_seed
 from export.signatures import make_signatures
 from nvae_tf import NVAE
 from nvae_tf.noise import normal_rows
@@ -21,8 +21,9 @@ def ask(name, **inputs):
 
 
 def noise_of(*seeds):
-    rows = [noise_of_seed(seed, small_model().config.latent_shapes) for seed in seeds]
-    return {f"noise_{n:02}": tf.constant(np.stack(group)) for n, group in enumerate(zip(*rows))}
+    return tf.nest.map_structure(
+        tf.constant, noise_inputs(seeds, small_model().config.latent_shapes)
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 1, 2**63 - 1])

@@ -10,6 +10,9 @@ import sys
 import tempfile
 import warnings
 
+import numpy as np
+import tensorflow as tf
+
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tensorflow", "tensorflow_probability", "keras"])
 
@@ -82,3 +85,20 @@ def run(module: str, *arguments: object, returncode: int = 0) -> str:
     out, err = program.communicate()
     assert program.returncode == returncode, err
     return out
+
+
+def start(module: str, *arguments: object) -> Program:
+    """Starts one of the trainers' programs."""
+    return Program(f"trainers.{module}", *arguments)
+
+
+def finish(program: Program) -> str:
+    """The standard output of a started program, which must end well."""
+    out, err = program.communicate()
+    assert program.returncode == 0, err
+    return out
+
+
+def decode(path: pathlib.Path) -> np.ndarray:
+    """The pixels of a PNG file, (h, w, C) uint8."""
+    return tf.io.decode_png(path.read_bytes()).numpy()

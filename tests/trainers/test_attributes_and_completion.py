@@ -5,27 +5,12 @@ import os
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from nvae_tf.data import load_images
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
-from tests.trainers.programs import Program
-
-
-def start(module, *arguments):
-    return Program(f"trainers.{module}", *arguments)
-
-
-def finish(process):
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    return out
-
-
-def decode(path):
-    return tf.io.decode_png(path.read_bytes()).numpy()
+from tests.trainers.programs import decode, finish, start
 
 
 @pytest.fixture(scope="module")
