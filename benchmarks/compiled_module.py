@@ -40,13 +40,22 @@ class CompiledModules:
         self._executables: dict[str, Any] = {}
 
     def compile(self, name: str) -> Any:
-        """Compiles a module, unless that was done before; returns XLA's executable."""
+        """Compiles a module, unless that was done before; returns XLA's executable.
+
+        Where `compile_for_gpu` has compiled it, that is loaded, on GPUs.
+        """
         if name not in self._executables:
             client = backend.get_backend()
             devices = _jax.DeviceList(tuple(client.local_devices()[:1]))
-            module = _without_copies((self._directory / f"{name}.mlirbc").read_bytes())
             options = xla_client.CompileOptions()
-            self._executables[name] = client.compile_and_load(module, devices, options)
+            compiled = self._directory / f"{name}.gpu"
+            if client.platform != "cpu" and compiled.exists():
+                executable = client.deserialize_executable(compiled.read_bytes(), devices, options)
+            else:
+                with module_context():
+                    module = mlir.module_to_bytecode(read_module(self._directory, name))
+                executable = client.compile_and_load(module, devices, options)
+            self._executables[name] = executable
         return self._executables[name]
 
     def call(self, name: str, *inputs: Any) -> Any:
@@ -59,10 +68,11 @@ class CompiledModules:
         return outputs[0]
 
 
-def _without_copies(module: bytes) -> bytes:
-    """Removes the copies of what a function returns, for which StableHLO has no operation."""
-    context = mlir.make_ir_context()
-    context.allow_unregistered_dialects = True
+def read_module(directory: pathlib.Path, name: str) -> ir.Module:
+    """Reads StableHLO, without copies of what a function returns: it has no operation for them.
+
+    The context, that of `module_context`, must be entered.
+    """
     copies: list[Any] = []
 
     def collect(operation: Any) -> ir.WalkResult:
@@ -70,13 +80,19 @@ def _without_copies(module: bytes) -> bytes:
             copies.append(operation.operation)
         return ir.WalkResult.ADVANCE
 
-    with context:
-        parsed = ir.Module.parse(module)
-        parsed.operation.walk(collect)
-        for copy in copies:
-            copy.results[0].replace_all_uses_with(copy.operands[0])
-            copy.erase()
-        return mlir.module_to_bytecode(parsed)
+    module = ir.Module.parse((directory / f"{name}.mlirbc").read_bytes())
+    module.operation.walk(collect)
+    for copy in copies:
+        copy.results[0].replace_all_uses_with(copy.operands[0])
+        copy.erase()
+    return module
+
+
+def module_context() -> ir.Context:
+    """Returns the context that `read_module` needs."""
+    context = mlir.make_ir_context()
+    context.allow_unregistered_dialects = True
+    return context
 
 
 def _made_up(shape: list[int], dtype: str, name: str, scalar: float | None) -> np.ndarray:

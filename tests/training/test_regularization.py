@@ -1,6 +1,7 @@
 """Spectral and batch-norm regularisation against their definitions."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from nvae_tf import NVAE
@@ -49,6 +50,17 @@ def test_vectors_persist_and_need_not_move():
     np.testing.assert_allclose(again, first, rtol=1e-6)
     for before, after in zip(vectors, same):
         np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_the_form_for_xla_is_the_same_iteration(iterations):
+    regularizer = Regularizer(make_model())
+    kernels, vectors = regularizer.kernels.compute(), regularizer.initial_vectors(0)
+    expected = regularizer.singular_values(kernels, vectors, iterations)
+    received = regularizer.singular_values(kernels, vectors, iterations, in_xla=True)
+    np.testing.assert_allclose(received[0], expected[0], rtol=1e-5)
+    for one, other in zip(received[1], expected[1]):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_gradient_is_that_of_the_singular_value():

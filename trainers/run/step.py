@@ -92,7 +92,7 @@ def forward_backward(
         stacks = run.weights.lookup(weights)
         kernels = run.regularizer.kernels.compute(stacks)
         values, vectors = run.regularizer.singular_values(
-            kernels, state.singular_vectors, iterations
+            kernels, state.singular_vectors, iterations, run.config.train.jit_compile == "step"
         )
         batch_norm = run.regularizer.batch_norm(stacks)
         return kernels, tf.reduce_sum(values) + batch_norm, (values, batch_norm, vectors)
