@@ -2,9 +2,10 @@
 
 `python -m benchmarks.compile_for_gpu steps/mnist`
 
-It needs JAX with its CUDA plugin (`pip install jax[cuda13]`) of the version that will run the code.
-`run_compiled_step` and `train_compiled_step` load the result instead of compiling. Algorithms cannot
-be chosen by measuring here: convolutions become products of matrices, for which cuBLAS chooses.
+It needs JAX with its CUDA plugin (`pip install jax[cuda13]`), of the version that will run it.
+`run_compiled_step` and `train_compiled_step` load the result instead of compiling. Algorithms
+cannot be chosen by measuring here: convolutions become products of matrices, for which cuBLAS
+chooses.
 """
 
 from __future__ import annotations

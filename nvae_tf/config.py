@@ -152,6 +152,9 @@ class ModelConfig:
     num_nf: int = _option(0, "pairs of autoregressive cells per group", low=0, high=100)
     use_se: bool = _option(True, "squeeze and excitation in the cells")
     res_dist: bool = _option(True, "posteriors relative to their priors")
+    smooth_scales: bool = _option(
+        False, "scales of the latents by a softplus and not the exponential"
+    )
     arch_instance: str = _option("res_mbconv", "kinds of the cells", choices=tuple(ARCHITECTURES))
 
     def __post_init__(self) -> None:
@@ -391,6 +394,9 @@ class TrainConfig:
     weight_decay_norm_anneal: bool = _option(False, "anneal lambda from weight_decay_norm_init")
     weight_decay_norm_init: float = _option(
         1.0, "initial lambda, if it is annealed", low=0, high=1_000_000
+    )
+    consistency: float = _option(
+        0.0, "weight of consistency regularisation; 0: none", low=0, high=1_000_000
     )
     checkpoint_every: int = _option(1000, "steps between checkpoints", low=1, high=_MOST_STEPS)
     log_every: int = _option(100, "steps between scalar summaries", low=1, high=_MOST_STEPS)

@@ -6,6 +6,7 @@ from nvae_tf.data.pipeline import (
     preprocess,
     training_batches,
     training_input,
+    training_seed,
 )
 from nvae_tf.data.sources import load_classes, load_images
 from nvae_tf.data.storage import cache_directory, describe
@@ -20,4 +21,5 @@ __all__ = [
     "preprocess",
     "training_batches",
     "training_input",
+    "training_seed",
 ]

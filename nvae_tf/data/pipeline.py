@@ -14,7 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, ModelConfig
+from nvae_tf.data.views import random_views
 from nvae_tf.noise import uniform_rows
+
+_OF_VIEWS = 2**40  # folded into a seed; more than groups of latents, which are folded in, too
 
 
 def preprocess(
@@ -111,8 +114,20 @@ def training_batches(
     return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
+def training_seed(config: ExperimentConfig, number: tf.Tensor, of_views: bool = False) -> tf.Tensor:
+    """Returns the seed (2,) int64 of what is random about a global batch, or about its views."""
+    seed = tf.stack([tf.constant(config.train.seed, tf.int64), tf.cast(number, tf.int64)])
+    if of_views:
+        return tf.random.experimental.stateless_fold_in(seed, tf.constant(_OF_VIEWS, tf.int64))
+    return seed
+
+
 def training_input(
-    images: tf.Tensor, config: ExperimentConfig, number: tf.Tensor, first: int | tf.Tensor = 0
+    images: tf.Tensor,
+    config: ExperimentConfig,
+    number: tf.Tensor,
+    first: int | tf.Tensor = 0,
+    as_views: bool = False,
 ) -> tf.Tensor:
     """Turns images of a training batch into the model's input: some are flipped, if asked for.
 
@@ -121,12 +136,14 @@ def training_input(
       config: Gives the seed, whether to flip, and the model of `preprocess`.
       number: The number of the global batch.
       first: The number of the first of these rows in it.
+      as_views: Whether to give a view of each image, see `random_views`.
 
     Returns:
       (B, H, W, C) float32 in [0, 1].
     """
-    number = tf.cast(number, tf.int64)
-    seed = tf.stack([tf.constant(config.train.seed, tf.int64), number])
+    seed = training_seed(config, number, as_views)
+    if as_views:
+        images = random_views(images, seed, first)
     if config.data.flip:
         coins = uniform_rows(tf.shape(images)[0], [1, 1, 1], seed + 1, first)
         images = tf.where(coins < 0.5, images, images[:, :, ::-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -24,6 +24,15 @@ from nvae_tf.model.towers import Towers
 from nvae_tf.noise import normal_rows
 
 
+class InferredGroup(NamedTuple):
+    """One group's part of an `InferenceOutput`."""
+
+    latent: tf.Tensor  # [B, H_l, W_l, C_z]
+    kl: tf.Tensor  # [B, H_l, W_l, C_z]
+    log_q: tf.Tensor  # [B]
+    log_p: tf.Tensor  # [B]
+
+
 class InferenceOutput(NamedTuple):
     """The result of `NVAE.infer` for B images; L groups, top-down. All float32."""
 
@@ -34,29 +43,40 @@ class InferenceOutput(NamedTuple):
     log_p: tf.Tensor  # [B], log p(z) of the drawn latents
     latents: list[tf.Tensor]  # L of [B, H_l, W_l, C_z]
 
+    @classmethod
+    def of(cls, logits: tf.Tensor, groups: Sequence[InferredGroup]) -> InferenceOutput:
+        """Puts together what belongs to single groups, top-down."""
+        return cls(
+            logits=logits,
+            kl_per_group=tf.stack([tf.reduce_sum(g.kl, [1, 2, 3]) for g in groups], axis=1),
+            kl_per_channel=[tf.reduce_mean(tf.reduce_sum(g.kl, [1, 2]), axis=0) for g in groups],
+            log_q=tf.add_n([g.log_q for g in groups]),
+            log_p=tf.add_n([g.log_p for g in groups]),
+            latents=[g.latent for g in groups],
+        )
 
-class InferredGroup(NamedTuple):
-    """One group's part of an `InferenceOutput`."""
 
-    latent: tf.Tensor  # [B, H_l, W_l, C_z]
-    kl: tf.Tensor  # [B, H_l, W_l, C_z]
-    log_q: tf.Tensor  # [B]
-    log_p: tf.Tensor  # [B]
+# Mean and log-scale of the prior, and what the posterior's head gives, before the clamp.
+_Parameters: TypeAlias = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
+
+
+def _posterior(residual: bool, smooth: bool, parameters: _Parameters) -> ResidualNormal:
+    loc, log_scale, delta_loc, delta_log_scale = parameters
+    if residual:
+        return ResidualNormal(loc, log_scale, delta_loc, delta_log_scale, smooth=smooth)
+    return ResidualNormal(delta_loc, delta_log_scale, smooth=smooth)
 
 
 def _draw(
     residual: bool,
-    parameters: tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor],
+    smooth: bool,
+    parameters: _Parameters,
     noise: tf.Tensor,
     flow: AutoregressiveFlow | None = None,
 ) -> InferredGroup:
     """Draws a group's latent variable from noise, given the heads' outputs."""
-    loc, log_scale, delta_loc, delta_log_scale = parameters
-    prior = ResidualNormal(loc, log_scale)
-    if residual:
-        posterior = ResidualNormal(loc, log_scale, delta_loc, delta_log_scale)
-    else:
-        posterior = ResidualNormal(delta_loc, delta_log_scale)
+    prior = ResidualNormal(*parameters[:2], smooth=smooth)
+    posterior = _posterior(residual, smooth, parameters)
     before_flow = posterior.loc + posterior.scale * noise
     latent = flow(before_flow) if flow else before_flow
     log_q, log_p = posterior.log_prob(before_flow), prior.log_prob(latent)
@@ -212,14 +232,7 @@ class NVAE(Towers):
             return groups[-1].latent
 
         logits = self.top_down(batch, draw, training=training)
-        return InferenceOutput(
-            logits=logits,
-            kl_per_group=tf.stack([tf.reduce_sum(g.kl, [1, 2, 3]) for g in groups], axis=1),
-            kl_per_channel=[tf.reduce_mean(tf.reduce_sum(g.kl, [1, 2]), axis=0) for g in groups],
-            log_q=tf.add_n([g.log_q for g in groups]),
-            log_p=tf.add_n([g.log_p for g in groups]),
-            latents=[g.latent for g in groups],
-        )
+        return InferenceOutput.of(logits, groups)
 
     def infer_group(
         self,
@@ -236,15 +249,36 @@ class NVAE(Towers):
           top_down: Its features (B, H_l, W_l, D_l) from `top_down`; None for group 0.
           noise: Standard normal (B, H_l, W_l, C_z); zeros give the mean.
         """
+        parameters = self._parameters(group, bottom_up, top_down)
+        form = (self.config.res_dist, self.config.smooth_scales)
+        flow = self.groups[group].flow
+        if flow:
+            return _draw(*form, parameters, noise, flow)
+        return _draw_function(*form, parameters, noise)
+
+    def posterior(
+        self, group: int, bottom_up: tf.Tensor, top_down: tf.Tensor | None
+    ) -> ResidualNormal:
+        """Returns the posterior q(z_l | z_<l, x) of one group, before its flow.
+
+        Args:
+          group: The group's number.
+          bottom_up: Its features (B, H_l, W_l, C_l) from `bottom_up`.
+          top_down: Its features (B, H_l, W_l, D_l) from `top_down`; None for group 0.
+        """
+        parameters = self._parameters(group, bottom_up, top_down)
+        return _posterior(self.config.res_dist, self.config.smooth_scales, parameters)
+
+    def _parameters(
+        self, group: int, bottom_up: tf.Tensor, top_down: tf.Tensor | None
+    ) -> _Parameters:
+        """Returns what `posterior` and the prior beside it are made of."""
         layers = self.groups[group]
         if layers.encoder_combiner:
             bottom_up = layers.encoder_combiner([bottom_up, top_down])
         delta_loc, delta_log_scale = layers.posterior_head(bottom_up)
-        loc, log_scale = self._prior_parameters(group, top_down, tf.shape(noise))
-        parameters = (loc, log_scale, delta_loc, delta_log_scale)
-        if layers.flow:
-            return _draw(self.config.res_dist, parameters, noise, layers.flow)
-        return _draw_function(self.config.res_dist, parameters, noise)
+        loc, log_scale = self._prior_parameters(group, top_down, tf.shape(delta_loc))
+        return loc, log_scale, delta_loc, delta_log_scale
 
     def prior(
         self,
@@ -264,7 +298,12 @@ class NVAE(Towers):
         """
         loc, log_scale = self._prior_parameters(group, top_down, shape)
         rows = tf.broadcast_to(temperature, [shape[0], self.config.num_groups])
-        return ResidualNormal(loc, log_scale, temperature=rows[:, group, None, None, None])
+        return ResidualNormal(
+            loc,
+            log_scale,
+            temperature=rows[:, group, None, None, None],
+            smooth=self.config.smooth_scales,
+        )
 
     def _prior_parameters(
         self, group: int, top_down: tf.Tensor | None, shape: tf.Tensor

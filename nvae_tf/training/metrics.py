@@ -26,6 +26,7 @@ class BatchMeans(NamedTuple):
     kl_per_group: tf.Tensor  # [L], nats
     kl_per_channel: tf.Tensor  # [L, C_z], nats
     balance: tf.Tensor  # [L], KL balancing coefficients
+    inconsistency: tf.Tensor  # [], KL between posteriors of views and images, nats; 0: no views
     singular_values: tf.Tensor  # [N], the largest of every kernel, as in `Regularizer.layers`
     batch_norm: tf.Tensor  # [], sum of largest |gamma|
     stop: tf.Tensor  # [], above 0 if a worker was asked to stop

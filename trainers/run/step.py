@@ -13,12 +13,13 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data import training_input
+from nvae_tf.data import training_input, training_seed
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.normalization import move_average
 from nvae_tf.model.nvae import NVAE, InferenceOutput
 from nvae_tf.model.stacks import StackLayout
 from nvae_tf.replicas import Replicas
+from nvae_tf.training.consistency import infer_with_views
 from nvae_tf.training.gradients import two_stage_gradients
 from nvae_tf.training.metrics import BatchMeans, StepMetrics, Verdict
 from nvae_tf.training.objective import ObjectiveTerms, negative_elbo, objective_terms
@@ -47,6 +48,11 @@ class StepDefinition:
         train = self.config.train
         return train.global_batch_size // (self.num_replicas * train.accumulation_steps)
 
+    @property
+    def rows(self) -> int:
+        """The number of inputs that go through the model at a time: images, and their views."""
+        return self.replica_batch * (2 if self.config.train.consistency else 1)
+
 
 class Share(NamedTuple):
     """The contribution of a batch, or of a part of one, to the update of a state."""
@@ -71,7 +77,7 @@ def forward_backward(
       run: The definition of the step.
       replicas: Those that compute the step together.
       state: The values to start from.
-      images: This replica's images (B, H, W, C).
+      images: This replica's images (B, H, W, C); with consistency regularisation (2B, H, W, C).
       noise: Their noise; `prepare` gives both.
       part: The number of the part of the global batch, with accumulation; else 0.
       stop: Whether this worker was asked to stop.
@@ -79,8 +85,8 @@ def forward_backward(
     Returns:
       The sum of the replicas' shares, and the singular vectors after this part.
     """
-    images = tf.ensure_shape(images, [run.replica_batch, *run.config.model.image_shape])
-    step = state.step
+    images = tf.ensure_shape(images, [run.rows, *run.config.model.image_shape])
+    step, consistency = state.step, run.config.train.consistency
     schedule = run.schedule.at(step)
     averages, scale = run.statistics.split(state.statistics), state.loss_scale
     # The first part of a batch moves the vectors, the others find them where they are.
@@ -97,9 +103,7 @@ def forward_backward(
         batch_norm = run.regularizer.batch_norm(stacks)
         return kernels, tf.reduce_sum(values) + batch_norm, (values, batch_norm, vectors)
 
-    def infer(
-        weights: list[tf.Tensor], kernels: list[tf.Tensor]
-    ) -> tuple[tf.Tensor, tuple[tf.Tensor, InferenceOutput, ObjectiveTerms, dict[str, tf.Tensor]]]:
+    def infer(weights: list[tf.Tensor], kernels: list[tf.Tensor]) -> tuple[tf.Tensor, _Inferred]:
         values = run.weights.split(weights) | averages
         bank = run.regularizer.kernels
         kernels_by_path = bank.split(bank.cast(kernels))
@@ -111,45 +115,65 @@ def forward_backward(
             replicas=replicas,
             jit_compile=run.config.train.jit_compile,
         ) as call:
-            output = run.model.infer(images, noise, training=True)
+            if consistency:
+                output, divergences = infer_with_views(run.model, images, noise)
+                inconsistency = tf.reduce_sum(divergences)
+            else:
+                output = run.model.infer(images, noise, training=True)
+                inconsistency = tf.constant(0.0)
         terms = objective_terms(run.model, images, output, schedule.kl, replicas)
+        # With views, the bounds of both count (Sinha and Dieng 2021, equation 3).
         loss = tf.reduce_sum(terms.reconstruction + schedule.kl * terms.balanced_kl)
-        loss /= run.replica_batch * replicas.size
-        return loss * scale, (loss, output, terms, call.statistics)
+        if consistency:
+            loss += consistency * inconsistency
+        size = run.replica_batch * replicas.size
+        loss, inconsistency = loss / size, inconsistency / size
+        return loss * scale, _Inferred(loss, inconsistency, output, terms, call.statistics)
 
     penalty = schedule.regularization / replicas.size
-    gradients, (singular_values, batch_norm, vectors), (loss, output, terms, statistics) = (
-        two_stage_gradients(state.weights, regularize, infer, penalty * scale)
+    gradients, (singular_values, batch_norm, vectors), inferred = two_stage_gradients(
+        state.weights, regularize, infer, penalty * scale
     )
-    loss += schedule.regularization * (tf.reduce_sum(singular_values) + batch_norm) / replicas.size
-    means = _replica_means(run, loss, output, terms, singular_values, batch_norm, stop)
+    penalties = schedule.regularization * (tf.reduce_sum(singular_values) + batch_norm)
+    inferred = inferred._replace(loss=inferred.loss + penalties / replicas.size)
+    means = _replica_means(run, inferred, singular_values, batch_norm, stop)
     summed = replicas.sum([*gradients, *means])
     gradients, means = summed[: len(gradients)], BatchMeans(*summed[len(gradients) :])
     # The replicas have synchronised their batch statistics already.
-    return Share(gradients, run.statistics.join(statistics), means), vectors
+    return Share(gradients, run.statistics.join(inferred.statistics), means), vectors
+
+
+class _Inferred(NamedTuple):
+    """What a replica's inputs gave; the loss and the inconsistency are its shares of the mean."""
+
+    loss: tf.Tensor
+    inconsistency: tf.Tensor
+    output: InferenceOutput
+    terms: ObjectiveTerms
+    statistics: dict[str, tf.Tensor]
 
 
 def _replica_means(
     run: StepDefinition,
-    loss: tf.Tensor,
-    output: InferenceOutput,
-    terms: ObjectiveTerms,
+    inferred: _Inferred,
     singular_values: tf.Tensor,
     batch_norm: tf.Tensor,
     stop: tf.Tensor,
 ) -> BatchMeans:
-    """Computes what a replica adds to the means over the batch."""
-    replicas = run.num_replicas
-    batch = run.replica_batch * replicas
-    kl = tf.reduce_sum(terms.kl_per_group, axis=1)
-    bound = tf.stack([negative_elbo(terms), terms.reconstruction, kl])
+    """Computes what a replica adds to the means over the batch, of images without their views."""
+    replicas, terms, own = run.num_replicas, inferred.terms, run.replica_batch
+    batch = own * replicas
+    kl_per_group = terms.kl_per_group[:own]
+    kl = tf.reduce_sum(kl_per_group, axis=1)
+    bound = tf.stack([negative_elbo(terms)[:own], terms.reconstruction[:own], kl])
     return BatchMeans(
-        loss=loss,
+        loss=inferred.loss,
         bound=tf.reduce_sum(bound, axis=1) / batch,
         squared_bound=tf.reduce_sum(tf.square(bound), axis=1) / batch,
-        kl_per_group=tf.reduce_sum(terms.kl_per_group, axis=0) / batch,
-        kl_per_channel=tf.stack(output.kl_per_channel) / replicas,
+        kl_per_group=tf.reduce_sum(kl_per_group, axis=0) / batch,
+        kl_per_channel=tf.stack(inferred.output.kl_per_channel) / replicas,
         balance=terms.balance / replicas,
+        inconsistency=inferred.inconsistency,
         singular_values=singular_values / replicas,
         batch_norm=batch_norm / replicas,
         stop=tf.cast(stop, tf.float32),
@@ -172,12 +196,21 @@ def prepare(
       part: The number of the part of the global batch, with accumulation; else 0.
 
     Returns:
-      The images (B, H, W, C) float32, and their noise by group.
+      The images (B, H, W, C) float32, and their noise by group. With consistency regularisation,
+      views of them follow, and the views' noise.
     """
-    seed = tf.stack([tf.constant(run.config.train.seed, tf.int64), step])
     first = run.replica_batch * (part * replicas.size + replicas.index)
-    images = training_input(stored, run.config, step, first)
-    return images, run.model.draw_noise(run.replica_batch, seed, first)
+
+    def draw(as_views: bool) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        seed = training_seed(run.config, step, as_views)
+        images = training_input(stored, run.config, step, first, as_views)
+        return images, run.model.draw_noise(run.replica_batch, seed, first)
+
+    inputs = draw(as_views=False)
+    if not run.config.train.consistency:
+        return inputs
+    pairs = zip(tf.nest.flatten(inputs), tf.nest.flatten(draw(as_views=True)))
+    return tf.nest.pack_sequence_as(inputs, [tf.concat(pair, axis=0) for pair in pairs])
 
 
 def update(run: StepDefinition, state: TrainState, share: Share) -> StepMetrics:

@@ -265,8 +265,9 @@ class Trainer:
                 reading, images, number, flag, number, token
             )
         elif self.config.train.jit_compile == "step":
-            images = tf.TensorSpec([self.replica_batch, *model.image_shape])
-            noise = [tf.TensorSpec([self.replica_batch, *shape]) for shape in model.latent_shapes]
+            rows = self.definition.rows
+            images = tf.TensorSpec([rows, *model.image_shape])
+            noise = [tf.TensorSpec([rows, *shape]) for shape in model.latent_shapes]
             function = compiled(functools.partial(forward_backward, self.definition, Replicas()))
             self._traced = function.get_concrete_function(reading, images, noise, number, flag)
 

@@ -122,6 +122,12 @@ class Summaries:
             self._log_bound(batch.bound, batch.standard_errors(size).numpy())
             scalar("regularization/spectral", batch.singular_values.sum())
             scalar("regularization/batch_norm", batch.batch_norm)
+            if self._experiment.train.consistency:
+                scalar(
+                    "regularization/inconsistency",
+                    batch.inconsistency,
+                    description="KL between the posteriors of views and images, nats.",
+                )
             scalar(
                 "spectral_norm/largest",
                 batch.singular_values.max(),

@@ -10,6 +10,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 
 _CLAMP = 5.0
+_SHARPNESS = math.log(2)  # of the softplus, so that 0 becomes 1
 _SCALE_OFFSET = 0.01
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -17,6 +18,15 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 def soft_clamp(x: tf.Tensor) -> tf.Tensor:
     """Computes 5 tanh(x / 5), which is nearly x around 0 and stays between -5 and 5."""
     return _CLAMP * tf.tanh(x / _CLAMP)
+
+
+def smooth_scale(x: tf.Tensor) -> tf.Tensor:
+    """Computes softplus(x ln 2) / ln 2, which is 1 at 0 as exp(x) is.
+
+    Its derivative, sigmoid(x ln 2), is below 1 everywhere, where that of exp(x) grows with the
+    scale (Hazami, Mama and Thurairatnam, *Efficient-VDVAE: Less is more*, 2022).
+    """
+    return tf.nn.softplus(_SHARPNESS * x) / _SHARPNESS
 
 
 class ResidualNormal(tfd.Distribution):
@@ -28,6 +38,8 @@ class ResidualNormal(tfd.Distribution):
     loc   = c(loc_raw + delta_loc)
     scale = temperature (exp(c(log_scale_raw + delta_log_scale)) + 0.01)
     ```
+
+    With `smooth`, `smooth_scale` takes the place of the exponential.
 
     Without deltas it is the prior of a group; with the deltas that the encoder predicts, it is the
     posterior. The paper has neither the clamp nor the floor of 0.01, and its KL divergence is
@@ -50,6 +62,7 @@ class ResidualNormal(tfd.Distribution):
         delta_loc: tf.Tensor | None = None,
         delta_log_scale: tf.Tensor | None = None,
         temperature: float | tf.Tensor = 1.0,
+        smooth: bool = False,
         validate_args: bool = False,
         allow_nan_stats: bool = True,
         name: str = "ResidualNormal",
@@ -62,6 +75,7 @@ class ResidualNormal(tfd.Distribution):
           delta_loc: The posterior's offset from `loc_raw`; None for 0.
           delta_log_scale: The posterior's offset from `log_scale_raw`; None for 0.
           temperature: Multiplies the scale, with broadcasting.
+          smooth: Whether `smooth_scale` computes the scale, and not the exponential.
           validate_args: See `tfd.Distribution`.
           allow_nan_stats: See `tfd.Distribution`.
           name: See `tfd.Distribution`.
@@ -73,7 +87,8 @@ class ResidualNormal(tfd.Distribution):
             if delta_log_scale is not None:
                 log_scale = log_scale_raw + delta_log_scale
             self._loc = soft_clamp(loc)
-            self._scale = temperature * (tf.exp(soft_clamp(log_scale)) + _SCALE_OFFSET)
+            scale = (smooth_scale if smooth else tf.exp)(soft_clamp(log_scale))
+            self._scale = temperature * (scale + _SCALE_OFFSET)
         super(ResidualNormal, self).__init__(  # noqa: UP008 (super() would put itself in locals())
             dtype=self._loc.dtype,
             reparameterization_type=tfd.FULLY_REPARAMETERIZED,

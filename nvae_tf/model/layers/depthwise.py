@@ -55,8 +55,9 @@ def depthwise_in_xla(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             dx = _weighted_sum(dy, tf.reverse(kernel, [0, 1]))
             wide = tf.cast(dy, tf.float32)
-            products = [tf.reduce_sum(m * wide, axis=[0, 1, 2]) for m in _moved(x, kernel.shape[0])]
-            return dx, tf.cast(tf.reshape(tf.stack(products), kernel.shape), kernel.dtype)
+            products = tf.stack([moved * wide for moved in _moved(x, kernel.shape[0])])
+            sums = tf.reduce_sum(products, axis=[1, 2, 3])
+            return dx, tf.cast(tf.reshape(sums, kernel.shape), kernel.dtype)
 
         return _weighted_sum(x, kernel), gradient
 

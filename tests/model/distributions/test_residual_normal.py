@@ -66,6 +66,22 @@ def test_the_clamp_keeps_any_parameter_finite():
     assert np.all(np.isfinite(wild.log_prob(0.0)))
 
 
+def test_smooth_scales_and_their_gradient():
+    raw = tf.linspace(-20.0, 20.0, 41)
+    with tf.GradientTape() as tape:
+        tape.watch(raw)
+        scale = ResidualNormal(tf.zeros(41), raw, smooth=True).scale
+    clamped = 5 * np.tanh(raw.numpy().astype(np.float64) / 5)
+    np.testing.assert_allclose(scale, np.log2(1 + 2**clamped) + 0.01, rtol=1e-5)
+    # d softplus(c ln 2) / ln 2 = sigmoid(c ln 2) dc, with the clamp's own derivative.
+    expected = (1 - (clamped / 5) ** 2) / (1 + 2**-clamped)
+    gradient = tape.gradient(scale, raw)
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+    assert np.max(gradient) < 1
+    unit = ResidualNormal(tf.zeros([1]), tf.zeros([1]), smooth=True)
+    np.testing.assert_allclose(unit.scale, 1.01)
+
+
 def test_shapes_and_copies():
     normal = ResidualNormal(tf.zeros([4, 3]), tf.zeros([4, 3]), temperature=tf.ones([4, 1]))
     assert normal.batch_shape == [4, 3]

@@ -17,6 +17,7 @@ from nvae_tf.model.layers.cells import (
     UpSkip,
     upsample_nearest,
 )
+from nvae_tf.model.layers.context import functional_call
 
 OPERATION_LISTS = sorted(
     {operations for cells in ARCHITECTURES.values() for operations in dataclasses.astuple(cells)}
@@ -75,6 +76,14 @@ def test_up_skip_is_bilinear_with_aligned_corners():
     expected = np.linspace(0, 3, 8)[:, None] * kernel.numpy()  # first and last pixel stay put
     for row in range(4):
         np.testing.assert_allclose(y[0, row], expected, atol=1e-5)
+
+
+def test_up_skip_in_xla_is_the_same_interpolation():
+    skip = UpSkip(4)
+    x = tf.random.stateless_normal([2, 3, 5, 8], (0, 0))
+    y = skip(x)
+    with functional_call(skip, jit_compile="step"):
+        np.testing.assert_allclose(skip(x), y, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -11,6 +11,7 @@ from nvae_tf.data import training_batches, training_input
 from nvae_tf.model.compilation import compiled
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.replicas import Replicas
+from nvae_tf.training.consistency import infer_with_views
 from nvae_tf.training.objective import negative_elbo, objective_terms
 from nvae_tf.training.schedule import steps_per_epoch, total_steps
 from tests.conftest import small_experiment_config, tiny_experiment_config
@@ -172,6 +173,50 @@ def test_accumulated_batch_statistics_are_the_mean_of_the_parts():
         mean = (means[0][path] + means[1][path]) / 2
         expected = 0.95 * average + 0.05 * mean
         np.testing.assert_allclose(ours[path], expected, rtol=1e-3, atol=1e-5)
+
+
+CONSISTENT = PLAIN.override({"train.consistency": 0.1})
+
+
+@pytest.fixture(scope="module")
+def consistent():
+    return train("one_device", 3, CONSISTENT)
+
+
+def test_views_add_their_bound_and_their_divergence(consistent):
+    fresh = Trainer(CONSISTENT, strategy_of("one_device"), num_images=100)
+    stored = next(iter(training_batches(stored_images(CONSISTENT), CONSISTENT)))
+    images, noise = step_module.prepare(
+        fresh.definition, Replicas(), stored, tf.constant(0, tf.int64), tf.constant(0)
+    )
+    assert images.shape[0] == 8
+    with functional_call(fresh.model, fresh.state.model_values()):
+        output, divergences = infer_with_views(fresh.model, images, noise)
+    batch, schedule, _ = consistent[1][0]
+    terms = objective_terms(fresh.model, images, output, schedule.kl)
+    bound = float(tf.reduce_mean(negative_elbo(terms)[:4]))
+    assert float(batch.negative_elbo) == pytest.approx(bound, rel=1e-4)
+    inconsistency = float(tf.reduce_sum(divergences)) / 4
+    assert float(batch.inconsistency) == pytest.approx(inconsistency, rel=1e-3)
+    penalty = float(schedule.regularization * (tf.reduce_sum(batch.singular_values)))
+    both = float(tf.reduce_sum(terms.reconstruction + schedule.kl * terms.balanced_kl)) / 4
+    assert float(batch.loss) == pytest.approx(both + 0.1 * inconsistency + penalty, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "strategy, changes",
+    [
+        ("mirrored", {}),
+        ("one_device", {"train.accumulation_steps": 2}),
+        pytest.param("one_device", {"train.jit_compile": "step"}, marks=pytest.mark.slow),
+    ],
+)
+def test_views_are_those_of_the_global_batch(consistent, strategy, changes):
+    theirs = (None, consistent[1])
+    ours = train(strategy, 3, CONSISTENT.override(changes))
+    assert_same_path(ours, theirs, rtol=3e-5, balanced=False)
+    for a, b in zip(ours[1], theirs[1]):
+        np.testing.assert_allclose(a.batch.inconsistency, b.batch.inconsistency, rtol=1e-3)
 
 
 def test_recomputation_changes_nothing_but_memory(small):
