@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
 
 from nvae_tf.model.compilation import graph_function
 
@@ -65,12 +66,13 @@ def depthwise_in_xla(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 
 def _moved(x: tf.Tensor, size: int) -> list[tf.Tensor]:
-    """Returns images (B, H, W, C), float32, moved to each place of a kernel, row by row."""
+    """Returns images (B, H, W, C) as float32, moved to each place of a kernel, row by row."""
     height, width = x.shape[1:3]
     border = [(size - 1) // 2, size // 2]
-    padded = tf.pad(tf.cast(x, tf.float32), [[0, 0], border, border, [0, 0]])
+    # Behind a barrier, XLA pads once; else it asks at each place whether that is in the border.
+    padded = xla.optimization_barrier(tf.pad(x, [[0, 0], border, border, [0, 0]]))[0]
     places = [(i, j) for i in range(size) for j in range(size)]
-    return [padded[:, i : i + height, j : j + width] for i, j in places]
+    return [tf.cast(padded[:, i : i + height, j : j + width], tf.float32) for i, j in places]
 
 
 def _weighted_sum(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
