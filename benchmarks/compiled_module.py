@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax._src.interpreters import mlir
 from jax.extend import backend
 from jaxlib import _jax, xla_client
 from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
 
 
 class CompiledModules:
@@ -86,6 +88,53 @@ def read_module(directory: pathlib.Path, name: str) -> ir.Module:
         copy.results[0].replace_all_uses_with(copy.operands[0])
         copy.erase()
     return module
+
+
+def count_operations(module: ir.Module) -> float:
+    """Counts the floating-point operations of products and convolutions; of a loop, one turn."""
+    functions = {f.name.value: f for f in module.body.operations if f.name.value}
+    totals: dict[str, float] = {}
+
+    def total(name: str) -> float:
+        if name not in totals:
+            count = 0.0
+
+            def add(operation: Any) -> ir.WalkResult:
+                nonlocal count
+                if operation.name == "func.call":
+                    count += total(operation.attributes["callee"].value)
+                elif operation.name in ("stablehlo.dot_general", "stablehlo.dot"):
+                    count += _of_product(operation)
+                elif operation.name == "stablehlo.convolution":
+                    count += _of_convolution(operation)
+                return ir.WalkResult.ADVANCE
+
+            functions[name].operation.walk(add)
+            totals[name] = count
+        return totals[name]
+
+    return total("main")
+
+
+def _shape(value: Any) -> list[int]:
+    return list(ir.RankedTensorType(value.type).shape)
+
+
+def _of_product(operation: Any) -> float:
+    left = _shape(operation.operands[0])
+    contracted = [len(left) - 1]
+    if operation.name == "stablehlo.dot_general":
+        numbers = stablehlo.DotDimensionNumbers(operation.attributes["dot_dimension_numbers"])
+        contracted = list(numbers.lhs_contracting_dimensions)
+    inner = math.prod(left[axis] for axis in contracted)
+    return 2.0 * math.prod(_shape(operation.results[0])) * inner
+
+
+def _of_convolution(operation: Any) -> float:
+    numbers = stablehlo.ConvDimensionNumbers(operation.attributes["dimension_numbers"])
+    kernel = _shape(operation.operands[1])
+    taps = math.prod(kernel) / kernel[numbers.kernel_output_feature_dimension]
+    return 2.0 * math.prod(_shape(operation.results[0])) * taps
 
 
 def module_context() -> ir.Context:

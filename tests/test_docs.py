@@ -23,6 +23,7 @@ SCRIPTS = {script: module for _, script, module in _STARTED}
 # Programs that are not on every machine.
 OTHERS = (
     "examples.tfx_pipeline",
+    "benchmarks.compile_for_gpu",
     "benchmarks.run_compiled_step",
     "benchmarks.train_compiled_step",
     "pytest",
