@@ -21,9 +21,7 @@ from nvae_tf.files import write_atomically
 from nvae_tf.model.compilation import compiled
 from nvae_tf.model.inference import InferenceModel
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.replicas import Replicas
 from trainers.run.state import TrainState
-from trainers.run.step import forward_backward, prepare, update
 from trainers.run.trainer import Trainer
 
 _BOUND_IMAGES = 20  # of a pass of the importance-weighted bound
@@ -35,18 +33,9 @@ def steps(trainer: Trainer, count: int) -> Callable[[tf.Tensor], tf.Tensor]:
 
     It returns the means of `METRICS` over them; of `skipped`, the number so far.
     """
-    run, state, alone = trainer.definition, trainer.state, Replicas()
 
     def step(stored: tf.Tensor) -> tf.Tensor:
-        reading, part = state.read(), tf.constant(0)
-        images, noise = prepare(run, alone, stored, reading.step, part)
-        share, vectors = forward_backward(
-            run, alone, reading, images, noise, part, tf.constant(False)
-        )
-        with trainer.strategy.scope():
-            metrics = update(run, state, share)
-        state.singular_vectors.assign(vectors)
-        means, verdict = metrics.batch, metrics.verdict
+        means, _, verdict = trainer.whole_step(stored, tf.constant(False))
         values = [means.loss, means.negative_elbo, means.kl, verdict.gradient_norm]
         return tf.stack([*values, tf.cast(verdict.skipped, tf.float32)])
 
@@ -59,7 +48,8 @@ def steps(trainer: Trainer, count: int) -> Callable[[tf.Tensor], tf.Tensor]:
             lambda number, total: (number + 1, total + step(stored[number]) / count),
             [tf.constant(0), total],
         )
-        return tf.concat([total[:-1], tf.cast(state.guard.skipped, tf.float32)[None]], axis=0)
+        skipped = tf.cast(trainer.state.guard.skipped, tf.float32)
+        return tf.concat([total[:-1], skipped[None]], axis=0)
 
     return call
 

@@ -96,7 +96,7 @@ class Trainer:
         # `forward_backward`, where it is a function of its own: for the group, or for XLA.
         self._traced: tf.types.experimental.ConcreteFunction | None = None
         self._accumulator = Accumulator(strategy, parts)
-        self._whole = tf.function(self._whole_step, autograph=False, reduce_retracing=True)
+        self._whole = tf.function(self.whole_step, autograph=False, reduce_retracing=True)
         self._part = tf.function(self._add_part, autograph=False, reduce_retracing=True)
         self._finish = tf.function(self._finish_step, autograph=False, reduce_retracing=True)
 
@@ -213,7 +213,13 @@ class Trainer:
 
     # The functions that are traced.
 
-    def _whole_step(self, images: tf.Tensor, stop: tf.Tensor) -> StepMetrics:
+    def whole_step(self, images: tf.Tensor, stop: tf.Tensor) -> StepMetrics:
+        """Takes one step, as part of a function that is being traced.
+
+        Args:
+          images: An element of what `batches` returned.
+          stop: Whether this worker was asked to stop.
+        """
         with self.strategy.scope():
             return update(self.definition, self.state, self._share(images, tf.constant(0), stop))
 
