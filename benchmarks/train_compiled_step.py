@@ -117,10 +117,11 @@ def main() -> None:
     with np.load(flags.directory / "images.npz") as arrays:
         images, test = arrays["train"], arrays["test"]
     done = train(modules, images, flags.seconds, flags.output / "log.jsonl", flags.log_every)
-    needed = sorted(set(modules.facts["modules"].get("bound", {}).get("state", [])))
-    weights = {str(i): np.asarray(modules.state[i]) for i in needed or range(len(modules.state))}
+    names = [name for _, _, name, _ in modules.facts["variables"]]
+    needed = ("statistics", "average" if "average" in names else "weights")
+    weights = {str(i): np.asarray(modules.state[i]) for i, n in enumerate(names) if n in needed}
     np.savez(flags.output / "weights.npz", steps=done, **weights)
-    if needed:
+    if "bound" in modules.facts["modules"]:
         result = bound(modules, test, flags.draws, flags.bound_seconds)
         (flags.output / "bound.json").write_text(json.dumps(result) + "\n")
         print(json.dumps(result))
