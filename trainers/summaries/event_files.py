@@ -19,7 +19,7 @@ def event_files(directory: str) -> list[str]:
     return sorted(glob.glob(os.path.join(glob.escape(directory), _PATTERN)))
 
 
-def _events(path: str) -> Iterator[tf.compat.v1.Event]:
+def events(path: str) -> Iterator[tf.compat.v1.Event]:
     """Yields the events of a file; if its end is damaged, the events before the damage."""
     records = tf.data.TFRecordDataset(path).as_numpy_iterator()
     while True:
@@ -42,14 +42,14 @@ def open_writer(directory: str, step: int) -> tf.summary.SummaryWriter:
       step: The last step whose events are kept.
     """
     for path in event_files(directory):
-        if any(event.step > step for event in _events(path)):
+        if any(event.step > step for event in events(path)):
             _keep_until(path, step)
     return tf.summary.create_file_writer(directory)
 
 
 def _keep_until(path: str, step: int) -> None:
     with new_file(path) as temporary, tf.io.TFRecordWriter(temporary) as writer:
-        for event in _events(path):
+        for event in events(path):
             if event.step <= step:
                 writer.write(event.SerializeToString())
 
@@ -62,7 +62,7 @@ def read_scalars(directory: str, prefix: str) -> dict[int, dict[str, float]]:
     """
     steps: dict[int, dict[str, float]] = {}
     for path in event_files(directory):
-        for event in _events(path):
+        for event in events(path):
             for value in event.summary.value:
                 if value.tag.startswith(prefix):
                     scalar = float(np.squeeze(tf.make_ndarray(value.tensor)))

@@ -1,0 +1,112 @@
+"""Draws the curves of runs: -ELBO of training batches and the norm of the gradients.
+
+`python -m benchmarks.curves --runs=plain=runs/a,smooth=runs/b --output=curves.png`
+
+A run is a workdir of `nvae-train`, or what `train_compiled_step` wrote. The curves are means over
+some logged values, and as many steps of all runs are shown as have them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NamedTuple
+
+import numpy as np
+from absl import app, flags
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from nvae_tf.command_line import usage_errors
+from nvae_tf.files import new_file, read_text
+from nvae_tf.runs.workdir import Workdir
+from trainers.summaries.event_files import event_files, events, read_scalars
+
+_RUNS = flags.DEFINE_list("runs", None, "Runs, each as LABEL=DIRECTORY.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "The picture, a PNG file.", required=True)
+_TITLE = flags.DEFINE_string("title", "", "What stands above it.")
+_MEAN_OVER = flags.DEFINE_integer("mean_over", 10, "Values of a mean.", lower_bound=1)
+
+_SHOWN_NATS = 40.0  # above the lowest value
+
+
+class Curve(NamedTuple):
+    """What a run logged, each of it (n,)."""
+
+    minutes: np.ndarray
+    negative_elbo: np.ndarray  # nats
+    gradient_norm: np.ndarray
+
+
+def of_log(path: str) -> Curve:
+    """Reads the log of `train_compiled_step`."""
+    rows = [json.loads(line) for line in read_text(path).splitlines()]
+    columns = ([row[name] for row in rows] for name in ("seconds", *Curve._fields[1:]))
+    seconds, *values = map(np.array, columns)
+    return Curve(seconds / 60, *values)
+
+
+def of_workdir(path: str) -> Curve:
+    """Reads the event files of a run that was not interrupted."""
+    directory = os.path.join(Workdir(path).tensorboard, "train")
+    tags = ("loss/negative_elbo", "training/gradient_norm")
+    values = {step: v for step, v in read_scalars(directory, "").items() if tags[0] in v}
+    times = {e.step: e.wall_time for file in event_files(directory) for e in events(file)}
+    seconds = np.array([times[step] for step in values])
+    columns = (np.array([v[tag] for v in values.values()]) for tag in tags)
+    return Curve((seconds - seconds[0]) / 60, *columns)
+
+
+def read(path: str) -> Curve:
+    """Reads a run.
+
+    Raises:
+      ValueError: It has logged nothing.
+    """
+    log = os.path.join(path, "log.jsonl")
+    curve = of_log(log) if os.path.exists(log) else of_workdir(path)
+    if not len(curve.minutes):
+        raise ValueError(f"{path!r} has logged nothing.")
+    return curve
+
+
+def _mean(values: np.ndarray, count: int) -> np.ndarray:
+    count = min(count, len(values))
+    return np.convolve(values, np.full(count, 1 / count), mode="valid")
+
+
+def draw(curves: dict[str, Curve], title: str, mean_over: int) -> Figure:
+    """Draws both curves of each run."""
+    figure = Figure(figsize=(9, 3.2), dpi=140, layout="constrained")
+    bound, norm = figure.subplots(1, 2)
+    lowest = np.inf
+    for label, curve in curves.items():
+        minutes, negative_elbo, gradient_norm = (_mean(values, mean_over) for values in curve)
+        bound.plot(minutes, negative_elbo, label=label)
+        norm.semilogy(minutes, gradient_norm)
+        lowest = min(lowest, negative_elbo.min())
+    bound.set(ylabel="-ELBO of training batches, nats", ylim=(lowest - 1, lowest + _SHOWN_NATS))
+    norm.set(ylabel="norm of the gradients")
+    for axes in (bound, norm):
+        axes.set(xlabel="minutes of training")
+        axes.grid(alpha=0.3)
+    bound.legend()
+    figure.suptitle(title)
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    with usage_errors(argv):
+        pairs = [run.partition("=")[::2] for run in _RUNS.value]
+        if not all(label and path for label, path in pairs):
+            raise ValueError(f"--runs must be LABEL=DIRECTORY,…; received {_RUNS.value}.")
+        curves = {label: read(path) for label, path in pairs}
+    figure = draw(curves, _TITLE.value, _MEAN_OVER.value)
+    FigureCanvasAgg(figure)
+    with new_file(_OUTPUT.value) as temporary:
+        figure.savefig(temporary, format="png")
+    print(_OUTPUT.value)
+
+
+if __name__ == "__main__":
+    app.run(main)
