@@ -21,7 +21,8 @@ from nvae_tf import ExperimentConfig, ModelConfig, presets
 def configurations() -> dict[str, ExperimentConfig]:
     """Returns the three workloads by name: the paper's MNIST preset, and two small models."""
     mnist = presets.get("mnist")
-    mnist_small = dataclasses.replace(mnist, model=presets.get("mnist_small").model)
+    model = dataclasses.replace(presets.get("mnist_small").model, num_groups_per_scale=4)
+    mnist_small = dataclasses.replace(mnist, model=model)
     cifar10_small = ModelConfig(
         num_groups_per_scale=8,
         num_channels_enc=32,
