@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
-import typing
 from collections.abc import Iterable
 from typing import Any
 
 from nvae_tf.architectures import ARCHITECTURES, parse_operation
+from nvae_tf.options import Option, check_values, option, require
 
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
@@ -22,87 +21,6 @@ PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 COMPILATIONS = ("none", "islands", "step")
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 _MOST_STEPS = 1_000_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """The meaning of a configuration field, and the values that it allows.
-
-    Attributes:
-      meaning: A phrase for `--help`.
-      low: The smallest value; of each number, if the value is several.
-      high: The largest value, likewise.
-      open_low: Whether `low` itself is not allowed.
-      open_high: Whether `high` itself is not allowed.
-      choices: The only values, if there are few.
-    """
-
-    meaning: str
-    low: float | None = None
-    high: float | None = None
-    open_low: bool = False
-    open_high: bool = False
-    choices: tuple[str, ...] = ()
-
-    def values(self) -> str:
-        """Returns a phrase for the values that are allowed; empty if all of the type are."""
-        if self.choices:
-            return f"one of {', '.join(self.choices)}"
-        if self.low is None:
-            return ""
-        if self.high is None:
-            return f"at least {self.low:g}"
-        if not (self.open_low or self.open_high):
-            return f"{self.low:,} to {self.high:,}"
-        return f"in {'(['[not self.open_low]}{self.low:g}, {self.high:g}{')]'[not self.open_high]}"
-
-    def check(self, name: str, value: Any) -> None:
-        """Raises a ValueError unless a value of the right type is allowed."""
-        good = not self.choices or value in self.choices
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float):
-                _require(math.isfinite(number), f"{name} must be finite, received {number}.")
-            if isinstance(number, (int, float)) and self.low is not None:
-                good &= number > self.low if self.open_low else number >= self.low
-                if self.high is not None:
-                    good &= number < self.high if self.open_high else number <= self.high
-        _require(good, f"{name} must be {self.values()}; received {value!r}.")
-
-
-def _option(default: Any, meaning: str, **limits: Any) -> Any:
-    """A field of a configuration, with what `--help` and the checks say of it."""
-    option = Option(meaning, **limits)
-    return dataclasses.field(default=default, metadata={"option": option})
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_fields(config: Any) -> None:
-    """Raises a ValueError for the first field whose value has another type or is not allowed."""
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        name, annotation, value = field.name, hints[field.name], getattr(config, field.name)
-        full_name = f"{type(config).__name__}.{name}"
-        if annotation is float and type(value) is int:
-            value = float(value)
-            object.__setattr__(config, name, value)
-        if typing.get_origin(annotation) is tuple:
-            if isinstance(value, list):  # JSON has no tuples
-                value = tuple(value)
-                object.__setattr__(config, name, value)
-            good = isinstance(value, tuple) and all(type(v) is int for v in value)
-            expected = "tuple of int"
-        else:
-            good = type(value) is annotation
-            expected = annotation.__name__
-        _require(
-            good,
-            f"{full_name} must be of type {expected}, received {value!r} ({type(value).__name__}).",
-        )
-        field.metadata["option"].check(full_name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,62 +32,60 @@ class ModelConfig:
         not a multiple of `image_size_divisor`.
     """
 
-    image_shape: tuple[int, ...] = _option(
+    image_shape: tuple[int, ...] = option(
         (32, 32, 3), "height, width and channels, padding included", low=1, high=4096
     )
-    padding: int = _option(
+    padding: int = option(
         0, "border pixels on each side, which the likelihood ignores", low=0, high=2048
     )
-    likelihood: str = _option("logistic_mixture", "distribution of the pixels", choices=LIKELIHOODS)
-    num_x_bits: int = _option(
-        8, "bits per pixel and channel; 1 for Bernoulli images", low=1, high=8
-    )
-    num_mixture_dec: int = _option(10, "components of the logistic mixture", low=1, high=100)
+    likelihood: str = option("logistic_mixture", "distribution of the pixels", choices=LIKELIHOODS)
+    num_x_bits: int = option(8, "bits per pixel and channel; 1 for Bernoulli images", low=1, high=8)
+    num_mixture_dec: int = option(10, "components of the logistic mixture", low=1, high=100)
 
-    num_latent_scales: int = _option(1, "resolutions that have latent groups", low=1, high=12)
-    num_groups_per_scale: int = _option(
+    num_latent_scales: int = option(1, "resolutions that have latent groups", low=1, high=12)
+    num_groups_per_scale: int = option(
         10, "latent groups of the highest resolution", low=1, high=100
     )
-    ada_groups: bool = _option(False, "each lower resolution has half as many groups")
-    min_groups_per_scale: int = _option(1, "least number of groups of a scale", low=1, high=100)
-    num_latent_per_group: int = _option(20, "channels of a latent group", low=1, high=1024)
-    num_channels_enc: int = _option(
+    ada_groups: bool = option(False, "each lower resolution has half as many groups")
+    min_groups_per_scale: int = option(1, "least number of groups of a scale", low=1, high=100)
+    num_latent_per_group: int = option(20, "channels of a latent group", low=1, high=1024)
+    num_channels_enc: int = option(
         32, "channels of the bottom-up tower at the highest resolution", low=2, high=4096
     )
-    num_channels_dec: int = _option(
+    num_channels_dec: int = option(
         32, "channels of the top-down tower at the highest resolution", low=2, high=4096
     )
-    num_preprocess_blocks: int = _option(
+    num_preprocess_blocks: int = option(
         1, "halvings of the image before the first group", low=0, high=8
     )
-    num_preprocess_cells: int = _option(2, "cells of each of them", low=1, high=100)
-    num_postprocess_blocks: int = _option(
+    num_preprocess_cells: int = option(2, "cells of each of them", low=1, high=100)
+    num_postprocess_blocks: int = option(
         1, "doublings after the last group, as many as halvings", low=0, high=8
     )
-    num_postprocess_cells: int = _option(2, "cells of each of them", low=1, high=100)
-    num_cell_per_cond_enc: int = _option(2, "bottom-up cells of each group", low=0, high=100)
-    num_cell_per_cond_dec: int = _option(2, "top-down cells of each group", low=0, high=100)
-    num_nf: int = _option(0, "pairs of autoregressive cells per group", low=0, high=100)
-    use_se: bool = _option(True, "squeeze and excitation in the cells")
-    res_dist: bool = _option(True, "posteriors relative to their priors")
-    smooth_scales: bool = _option(
+    num_postprocess_cells: int = option(2, "cells of each of them", low=1, high=100)
+    num_cell_per_cond_enc: int = option(2, "bottom-up cells of each group", low=0, high=100)
+    num_cell_per_cond_dec: int = option(2, "top-down cells of each group", low=0, high=100)
+    num_nf: int = option(0, "pairs of autoregressive cells per group", low=0, high=100)
+    use_se: bool = option(True, "squeeze and excitation in the cells")
+    res_dist: bool = option(True, "posteriors relative to their priors")
+    smooth_scales: bool = option(
         False, "scales of the latents by a softplus and not the exponential"
     )
-    arch_instance: str = _option("res_mbconv", "kinds of the cells", choices=tuple(ARCHITECTURES))
+    arch_instance: str = option("res_mbconv", "kinds of the cells", choices=tuple(ARCHITECTURES))
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _require(
+        check_values(self)
+        require(
             len(self.image_shape) == 3,
             "ModelConfig.image_shape must be (height, width, channels); "
             f"received {self.image_shape}.",
         )
-        _require(
+        require(
             self.likelihood != "bernoulli" or self.num_x_bits == 1,
             "A Bernoulli likelihood is for binary images: ModelConfig.num_x_bits must be 1, "
             f"received {self.num_x_bits}.",
         )
-        _require(
+        require(
             self.num_preprocess_blocks == self.num_postprocess_blocks,
             "ModelConfig.num_preprocess_blocks and num_postprocess_blocks must be equal, or the "
             f"output has another size than the input; received {self.num_preprocess_blocks} and "
@@ -181,14 +97,14 @@ class ModelConfig:
     def _check_image_size(self) -> None:
         height, width, _ = self.image_shape
         divisor = self.image_size_divisor
-        _require(
+        require(
             height % divisor == 0 and width % divisor == 0,
             f"ModelConfig.image_shape: height and width must be divisible by {divisor} "
             f"(2^(num_preprocess_blocks + num_latent_scales - 1)), received {height}x{width}. "
             "Pad the images (image_shape with the border, padding = its width), resize them, or "
             "use fewer scales.",
         )
-        _require(
+        require(
             min(height, width) > 2 * self.padding,
             f"ModelConfig.padding of {self.padding} leaves nothing of a {height}x{width} image.",
         )
@@ -200,7 +116,7 @@ class ModelConfig:
             (cells.decoder + cells.postprocess, self.num_channels_dec),
         ):
             groups = max(parse_operation(name).groups for name in names)
-            _require(
+            require(
                 groups == 0 or channels % groups == 0,
                 f"arch_instance {self.arch_instance!r} has convolutions of {groups} groups: "
                 f"num_channels_enc and num_channels_dec must be divisible by {groups}, "
@@ -276,14 +192,14 @@ class DataConfig:
     are in a sub-directory of that name.
     """
 
-    name: str = _option(
+    name: str = option(
         "fashion_mnist_embedded",
         "fashion_mnist_embedded, folder, idx, tfrecord, or any set of TensorFlow Datasets",
     )
-    data_dir: str = _option("", "where the files are; for TFDS, its directory (empty: its default)")
-    train_split: str = _option("train", "name of the split to train on")
-    test_split: str = _option("test", "name of the held-out split")
-    test_fraction: float = _option(
+    data_dir: str = option("", "where the files are; for TFDS, its directory (empty: its default)")
+    train_split: str = option("train", "name of the split to train on")
+    test_split: str = option("test", "name of the held-out split")
+    test_fraction: float = option(
         0.1,
         "share held out from a folder that has no directories for splits",
         low=0,
@@ -291,33 +207,29 @@ class DataConfig:
         open_low=True,
         open_high=True,
     )
-    split_seed: int = _option(
-        0, "selects the pictures that are held out", low=0, high=_LARGEST_SEED
-    )
-    feature: str = _option("image", "name of the image's feature, in TFDS and tf.Examples")
-    raw_shape: tuple[int, ...] = _option(
+    split_seed: int = option(0, "selects the pictures that are held out", low=0, high=_LARGEST_SEED)
+    feature: str = option("image", "name of the image's feature, in TFDS and tf.Examples")
+    raw_shape: tuple[int, ...] = option(
         (), "height, width and channels of raw tf.Examples; empty: encoded", low=1, high=65_536
     )
-    skip_corrupt: bool = _option(False, "leave out and report pictures that cannot be read")
-    crop: tuple[int, ...] = _option(
+    skip_corrupt: bool = option(False, "leave out and report pictures that cannot be read")
+    crop: tuple[int, ...] = option(
         (), "top, left, height and width in pixels; empty: the whole image", low=0, high=65_536
     )
-    center_crop: bool = _option(
-        False, "keep the largest centred part with the model's aspect ratio"
-    )
-    resize: bool = _option(False, "to the model's image shape without padding, by area")
-    flip: bool = _option(False, "mirror a random half of the images in training")
-    cache_dir: str = _option("", "for decoded images, features, …; empty: ~/.cache/nvae_tf")
+    center_crop: bool = option(False, "keep the largest centred part with the model's aspect ratio")
+    resize: bool = option(False, "to the model's image shape without padding, by area")
+    flip: bool = option(False, "mirror a random half of the images in training")
+    cache_dir: str = option("", "for decoded images, features, …; empty: ~/.cache/nvae_tf")
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_values(self)
         for name in ("name", "train_split", "test_split", "feature"):
-            _require(bool(getattr(self, name)), f"DataConfig.{name} must not be empty.")
-        _require(
+            require(bool(getattr(self, name)), f"DataConfig.{name} must not be empty.")
+        require(
             len(self.crop) in (0, 4) and min(self.crop[2:], default=1) >= 1,
             f"DataConfig.crop must be empty or (top, left, height, width); received {self.crop}.",
         )
-        _require(
+        require(
             len(self.raw_shape) in (0, 3),
             "DataConfig.raw_shape must be empty or (height, width, channels); "
             f"received {self.raw_shape}.",
@@ -328,27 +240,27 @@ class DataConfig:
 class OptimizerConfig:
     """AdaMax and its learning-rate schedule. See docs/model.md."""
 
-    learning_rate: float = _option(
+    learning_rate: float = option(
         1e-2, "learning rate after the warm-up", low=0, high=1000, open_low=True
     )
-    learning_rate_min: float = _option(
+    learning_rate_min: float = option(
         1e-4, "learning rate at the end of the cosine", low=0, high=1000
     )
-    warmup_epochs: float = _option(
+    warmup_epochs: float = option(
         5.0, "epochs in which the learning rate rises", low=0, high=1_000_000
     )
-    weight_decay: float = _option(
+    weight_decay: float = option(
         3e-4, "factor of the L2 term that is added to the gradient", low=0, high=1
     )
-    beta_1: float = _option(0.9, "decay of the gradient's mean", low=0, high=1, open_high=True)
-    beta_2: float = _option(
+    beta_1: float = option(0.9, "decay of the gradient's mean", low=0, high=1, open_high=True)
+    beta_2: float = option(
         0.999, "decay of the gradient's largest value", low=0, high=1, open_low=True, open_high=True
     )
-    epsilon: float = _option(1e-3, "AdaMax's epsilon", low=0, high=1, open_low=True)
-    clip_norm: float = _option(
+    epsilon: float = option(1e-3, "AdaMax's epsilon", low=0, high=1, open_low=True)
+    clip_norm: float = option(
         0.0, "limit of the norm of all gradients together; 0: no limit", low=0, high=1e30
     )
-    ema_decay: float = _option(
+    ema_decay: float = option(
         0.0,
         "decay of the weights' moving average for evaluation; 0: no average",
         low=0,
@@ -357,8 +269,8 @@ class OptimizerConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _require(
+        check_values(self)
+        require(
             self.learning_rate_min <= self.learning_rate,
             "OptimizerConfig.learning_rate_min must not exceed learning_rate, received "
             f"{self.learning_rate_min} and {self.learning_rate}.",
@@ -372,68 +284,68 @@ class TrainConfig:
     See "The loss" in docs/model.md for the coefficients.
     """
 
-    epochs: int = _option(400, "length of the run, if steps is 0", low=1, high=1_000_000)
-    steps: int = _option(
+    epochs: int = option(400, "length of the run, if steps is 0", low=1, high=1_000_000)
+    steps: int = option(
         0, "optimiser steps of the whole run; 0: derived from epochs", low=0, high=_MOST_STEPS
     )
-    global_batch_size: int = _option(
+    global_batch_size: int = option(
         32, "images of a step, over all replicas and accumulation steps", low=1, high=1_000_000
     )
-    accumulation_steps: int = _option(
+    accumulation_steps: int = option(
         1, "parts of a batch that are computed one after the other", low=1, high=1_000_000
     )
-    kl_anneal_portion: float = _option(
+    kl_anneal_portion: float = option(
         0.3, "share of all steps in which beta rises to 1", low=0, high=1, open_low=True
     )
-    kl_const_portion: float = _option(
+    kl_const_portion: float = option(
         1e-4, "share of all steps in which beta stays at its minimum", low=0, high=1
     )
-    weight_decay_norm: float = _option(
+    weight_decay_norm: float = option(
         1e-2, "lambda of the spectral and batch-norm regularisation", low=0, high=1_000_000
     )
-    weight_decay_norm_anneal: bool = _option(False, "anneal lambda from weight_decay_norm_init")
-    weight_decay_norm_init: float = _option(
+    weight_decay_norm_anneal: bool = option(False, "anneal lambda from weight_decay_norm_init")
+    weight_decay_norm_init: float = option(
         1.0, "initial lambda, if it is annealed", low=0, high=1_000_000
     )
-    consistency: float = _option(
+    consistency: float = option(
         0.0, "weight of consistency regularisation; 0: none", low=0, high=1_000_000
     )
-    checkpoint_every: int = _option(1000, "steps between checkpoints", low=1, high=_MOST_STEPS)
-    log_every: int = _option(100, "steps between scalar summaries", low=1, high=_MOST_STEPS)
-    image_every: int = _option(
+    checkpoint_every: int = option(1000, "steps between checkpoints", low=1, high=_MOST_STEPS)
+    log_every: int = option(100, "steps between scalar summaries", low=1, high=_MOST_STEPS)
+    image_every: int = option(
         1000, "steps between reconstructions, samples and validation", low=1, high=_MOST_STEPS
     )
-    keep_checkpoints: int = _option(
+    keep_checkpoints: int = option(
         3, "newest checkpoints to keep, beside the best one", low=1, high=1_000_000
     )
-    skip_gradient_norm: float = _option(
+    skip_gradient_norm: float = option(
         0.0, "skip gradients above this multiple of the running norm; 0: never", low=0, high=1e30
     )
-    max_rollbacks: int = _option(
+    max_rollbacks: int = option(
         3, "returns to the last checkpoint after a loss that was not finite", low=0, high=1000
     )
-    precision: str = _option("float32", "precision of the activations", choices=PRECISIONS)
-    recompute: bool = _option(
+    precision: str = option("float32", "precision of the activations", choices=PRECISIONS)
+    recompute: bool = option(
         False, "recompute cells in the backward pass instead of keeping activations"
     )
-    jit_compile: str = _option(
+    jit_compile: str = option(
         "none",
         "what XLA compiles: batch normalisation as islands, or the step",
         choices=COMPILATIONS,
     )
-    seed: int = _option(
+    seed: int = option(
         0, "seed of weights, noise and the order of images", low=0, high=_LARGEST_SEED
     )
-    strategy: str = _option("auto", "devices and workers that train", choices=STRATEGIES)
+    strategy: str = option("auto", "devices and workers that train", choices=STRATEGIES)
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _require(
+        check_values(self)
+        require(
             self.skip_gradient_norm == 0 or self.skip_gradient_norm > 1,
             "TrainConfig.skip_gradient_norm is a multiple of the running norm: it must be above 1, "
             f"or 0 for no limit; received {self.skip_gradient_norm}.",
         )
-        _require(
+        require(
             not self.weight_decay_norm_anneal
             or min(self.weight_decay_norm, self.weight_decay_norm_init) > 0,
             "TrainConfig.weight_decay_norm and weight_decay_norm_init must be positive to be "
@@ -538,4 +450,4 @@ def check_fields(paths: Iterable[str]) -> None:
     """Raises a ValueError for the first dotted name that is not a field of `ExperimentConfig`."""
     for path in paths:
         near = difflib.get_close_matches(path, _FIELDS, n=3) or _FIELDS
-        _require(path in _FIELDS, f"No configuration field {path!r}. Known: {', '.join(near)}.")
+        require(path in _FIELDS, f"No configuration field {path!r}. Known: {', '.join(near)}.")

@@ -142,7 +142,7 @@ def changed(label, change):
 
 def test_a_missing_dependency_is_noticed():
     missing, superfluous = changed(
-        "//nvae_tf:config", lambda text: text.replace('deps = [":architectures"],', "deps = [],")
+        "//nvae_tf:config", lambda text: text.replace('        ":architectures",\n', "")
     )
     assert (missing, superfluous) == ({"//nvae_tf:architectures"}, set())
 
@@ -151,7 +151,7 @@ def test_a_superfluous_dependency_is_noticed():
     missing, superfluous = changed(
         "//nvae_tf:config",
         lambda text: text.replace(
-            'deps = [":architectures"],', 'deps = [":architectures", ":files", "@pip//numpy"],'
+            '":architectures",', '":architectures", ":files", "@pip//numpy",'
         ),
     )
     assert (missing, superfluous) == (set(), {"//nvae_tf:files", "@pip//numpy"})

@@ -172,11 +172,13 @@ def test_every_benchmark_is_run_once():
         for path in (ROOT / "benchmarks").glob("*.py")
         if '__name__ == "__main__"' in path.read_text()
     }
-    # The last one needs a server (tests/export/test_kserve.py), the others JAX
-    # (tests/test_compiled_steps.py).
+    # Those that need more: JAX (tests/test_compiled_steps.py), JAX with its CUDA plugin, a server
+    # (tests/export/test_kserve.py), runs (tests/test_curves.py).
     assert programs - set(MEASURING) == {
         "run_compiled_step",
         "train_compiled_step",
         "read_compiled_state",
+        "compile_for_gpu",
         "kserve",
+        "curves",
     }

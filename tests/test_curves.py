@@ -1,0 +1,45 @@
+"""Curves of runs, from event files and from a compiled step's log."""
+
+import json
+
+import tensorflow as tf
+
+from tests.trainers.programs import run
+
+
+def write_log(directory, steps):
+    directory.mkdir()
+    rows = [
+        {"step": s, "seconds": 2.0 * s, "negative_elbo": 200.0 / s, "gradient_norm": 9.0 / s}
+        for s in range(1, steps + 1)
+    ]
+    (directory / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_workdir(directory, steps):
+    writer = tf.summary.create_file_writer(str(directory / "tensorboard" / "train"))
+    with writer.as_default():
+        for step in range(1, steps + 1):
+            tf.summary.scalar("loss/negative_elbo", 200.0 / step, step)
+            tf.summary.scalar("training/gradient_norm", 9.0 / step, step)
+    writer.close()
+
+
+def test_both_kinds_of_runs_in_one_picture(tmp_path):
+    write_log(tmp_path / "a", 30)
+    write_workdir(tmp_path / "b", 5)
+    output = tmp_path / "curves.png"
+    runs = f"--runs=compiled={tmp_path / 'a'},trained={tmp_path / 'b'}"
+    assert run("benchmarks.curves", runs, f"--output={output}").strip() == str(output)
+    assert tf.io.decode_png(output.read_bytes()).shape[:2] == [448, 1260]
+
+
+def test_errors_name_what_is_wrong(tmp_path):
+    output = f"--output={tmp_path / 'curves.png'}"
+    (tmp_path / "empty").mkdir()
+    for runs, message in (
+        (f"empty={tmp_path / 'empty'}", "has logged nothing"),
+        (str(tmp_path), "--runs must be LABEL=DIRECTORY"),
+    ):
+        assert message in run("benchmarks.curves", f"--runs={runs}", output, returncode=1)
+    assert not (tmp_path / "curves.png").exists()
