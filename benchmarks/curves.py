@@ -47,10 +47,16 @@ def of_log(path: str) -> Curve:
 
 
 def of_workdir(path: str) -> Curve:
-    """Reads the event files of a run that was not interrupted."""
+    """Reads the event files of a run that was not interrupted.
+
+    Raises:
+      ValueError: It has logged nothing.
+    """
     directory = os.path.join(Workdir(path).tensorboard, "train")
     tags = ("loss/negative_elbo", "training/gradient_norm")
-    values = {step: v for step, v in read_scalars(directory, "").items() if tags[0] in v}
+    values = {step: v for step, v in read_scalars(directory, "").items() if set(tags) <= set(v)}
+    if not values:
+        raise ValueError(f"{path!r} has logged nothing.")
     times = {e.step: e.wall_time for file in event_files(directory) for e in events(file)}
     seconds = np.array([times[step] for step in values])
     columns = (np.array([v[tag] for v in values.values()]) for tag in tags)
@@ -58,16 +64,9 @@ def of_workdir(path: str) -> Curve:
 
 
 def read(path: str) -> Curve:
-    """Reads a run.
-
-    Raises:
-      ValueError: It has logged nothing.
-    """
+    """Reads a run of either kind."""
     log = os.path.join(path, "log.jsonl")
-    curve = of_log(log) if os.path.exists(log) else of_workdir(path)
-    if not len(curve.minutes):
-        raise ValueError(f"{path!r} has logged nothing.")
-    return curve
+    return of_log(log) if os.path.exists(log) else of_workdir(path)
 
 
 def _mean(values: np.ndarray, count: int) -> np.ndarray:

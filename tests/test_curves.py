@@ -4,7 +4,7 @@ import json
 
 import tensorflow as tf
 
-from tests.trainers.programs import run
+from tests.trainers.programs import Program, run
 
 
 def write_log(directory, steps):
@@ -41,5 +41,7 @@ def test_errors_name_what_is_wrong(tmp_path):
         (f"empty={tmp_path / 'empty'}", "has logged nothing"),
         (str(tmp_path), "--runs must be LABEL=DIRECTORY"),
     ):
-        assert message in run("benchmarks.curves", f"--runs={runs}", output, returncode=1)
+        program = Program("benchmarks.curves", f"--runs={runs}", output)
+        _, error = program.communicate()
+        assert program.returncode == 1 and message in error
     assert not (tmp_path / "curves.png").exists()
