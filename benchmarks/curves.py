@@ -53,13 +53,16 @@ def of_workdir(path: str) -> Curve:
       ValueError: It has logged nothing.
     """
     directory = os.path.join(Workdir(path).tensorboard, "train")
-    tags = ("loss/negative_elbo", "training/gradient_norm")
-    values = {step: v for step, v in read_scalars(directory, "").items() if set(tags) <= set(v)}
-    if not values:
+    bounds, norms = (
+        {step: values[tag] for step, values in read_scalars(directory, tag).items()}
+        for tag in ("loss/negative_elbo", "training/gradient_norm")
+    )
+    steps = [step for step in bounds if step in norms]
+    if not steps:
         raise ValueError(f"{path!r} has logged nothing.")
     times = {e.step: e.wall_time for file in event_files(directory) for e in events(file)}
-    seconds = np.array([times[step] for step in values])
-    columns = (np.array([v[tag] for v in values.values()]) for tag in tags)
+    seconds = np.array([times[step] for step in steps])
+    columns = (np.array([column[step] for step in steps]) for column in (bounds, norms))
     return Curve((seconds - seconds[0]) / 60, *columns)
 
 

@@ -19,6 +19,7 @@ def write_log(directory, steps):
 def write_workdir(directory, steps):
     writer = tf.summary.create_file_writer(str(directory / "tensorboard" / "train"))
     with writer.as_default():
+        tf.summary.text("configuration", "as all runs have it", 0)
         for step in range(1, steps + 1):
             tf.summary.scalar("loss/negative_elbo", 200.0 / step, step)
             tf.summary.scalar("training/gradient_norm", 9.0 / step, step)
