@@ -86,7 +86,7 @@ def forward_backward(
       The sum of the replicas' shares, and the singular vectors after this part.
     """
     images = tf.ensure_shape(images, [run.rows, *run.config.model.image_shape])
-    step, consistency = state.step, run.config.train.consistency
+    step = state.step
     schedule = run.schedule.at(step)
     averages, scale = run.statistics.split(state.statistics), state.loss_scale
     # The first part of a batch moves the vectors, the others find them where they are.
@@ -115,20 +115,14 @@ def forward_backward(
             replicas=replicas,
             jit_compile=run.config.train.jit_compile,
         ) as call:
-            if consistency:
-                output, divergences = infer_with_views(run.model, images, noise)
-                inconsistency = tf.reduce_sum(divergences)
-            else:
-                output = run.model.infer(images, noise, training=True)
-                inconsistency = tf.constant(0.0)
+            output, divergence = _output_and_divergence(run, images, noise)
         terms = objective_terms(run.model, images, output, schedule.kl, replicas)
         # With views, the bounds of both count (Sinha and Dieng 2021, equation 3).
         loss = tf.reduce_sum(terms.reconstruction + schedule.kl * terms.balanced_kl)
-        if consistency:
-            loss += consistency * inconsistency
+        loss += run.config.train.consistency * divergence
         size = run.replica_batch * replicas.size
-        loss, inconsistency = loss / size, inconsistency / size
-        return loss * scale, _Inferred(loss, inconsistency, output, terms, call.statistics)
+        loss, divergence = loss / size, divergence / size
+        return loss * scale, _Inferred(loss, divergence, output, terms, call.statistics)
 
     penalty = schedule.regularization / replicas.size
     gradients, (singular_values, batch_norm, vectors), inferred = two_stage_gradients(
@@ -141,6 +135,16 @@ def forward_backward(
     gradients, means = summed[: len(gradients)], BatchMeans(*summed[len(gradients) :])
     # The replicas have synchronised their batch statistics already.
     return Share(gradients, run.statistics.join(inferred.statistics), means), vectors
+
+
+def _output_and_divergence(
+    run: StepDefinition, images: tf.Tensor, noise: list[tf.Tensor]
+) -> tuple[InferenceOutput, tf.Tensor]:
+    """Calls the model; returns the sum of the views' divergences as well, 0 without views."""
+    if not run.config.train.consistency:
+        return run.model.infer(images, noise, training=True), tf.constant(0.0)
+    output, divergences = infer_with_views(run.model, images, noise)
+    return output, tf.reduce_sum(divergences)
 
 
 class _Inferred(NamedTuple):

@@ -1,0 +1,66 @@
+"""The classifier whose features measure samples of idx files."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from nvae_tf.evaluation.features import SavedModelFeatures
+from tests.trainers.programs import Program, run
+
+
+def idx(values):
+    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    return header + values.tobytes()
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Forty images of two classes, black and white, and their labels."""
+    directory = tmp_path / "data"
+    directory.mkdir()
+    classes = np.arange(40, dtype=np.uint8) % 2
+    images = np.broadcast_to(255 * classes[:, None, None], (40, 8, 8)).astype(np.uint8)
+    for split in ("train", "t10k"):
+        (directory / f"{split}-images-idx3-ubyte").write_bytes(idx(images))
+        (directory / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(classes)))
+    return directory
+
+
+def test_its_features_are_those_of_a_saved_model(data, tmp_path):
+    output = tmp_path / "features"
+    printed = run(
+        "examples.idx_features",
+        f"--data_dir={data}",
+        f"--output={output}",
+        "--side=8",
+        "--epochs=100",
+    )
+    assert printed.splitlines()[-1] == (
+        f"{output}: 100.00% of the test images are classified correctly"
+    )
+    black_and_white = np.stack([np.zeros((8, 8, 1)), np.ones((8, 8, 1))])
+    features = SavedModelFeatures(output)(black_and_white)
+    assert features.shape == (2, 128)
+    assert np.linalg.norm(features[0] - features[1]) > 1
+
+
+def test_labels_must_be_there_and_fit(data, tmp_path):
+    path = data / "t10k-labels-idx1-ubyte.gz"
+    for content, message in (
+        (gzip.compress(idx(np.zeros(3, np.uint8))), "has 3 labels for 40 images"),
+        (None, "There is neither"),
+    ):
+        path.unlink()
+        if content:
+            path.write_bytes(content)
+        program = Program(
+            "examples.idx_features",
+            f"--data_dir={data}",
+            f"--output={tmp_path / 'features'}",
+            "--side=8",
+        )
+        _, error = program.communicate()
+        assert program.returncode == 1 and message in error
+    assert not (tmp_path / "features").exists()
