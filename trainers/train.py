@@ -69,8 +69,9 @@ def requested_config(workdir: Workdir) -> ExperimentConfig:
 
 def main(argv: list[str]) -> None:
     if _LIST_PRESETS.value:
+        width = max(map(len, presets.names()))
         for name in presets.names():
-            print(f"{name:15}{presets.description(name)}")
+            print(f"{name:{width}} {presets.description(name)}")
         return
     with usage_errors(argv):
         if not _WORKDIR.value:
