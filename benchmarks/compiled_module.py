@@ -44,7 +44,7 @@ class CompiledModules:
     def compile(self, name: str) -> Any:
         """Compiles a module, unless that was done before; returns XLA's executable.
 
-        Where `compile_for_gpu` has compiled it, that is loaded, on GPUs.
+        On a GPU, it loads what `compile_for_gpu` has compiled, if that is there.
         """
         if name not in self._executables:
             client = backend.get_backend()
@@ -71,46 +71,46 @@ class CompiledModules:
 
 
 def read_module(directory: pathlib.Path, name: str) -> ir.Module:
-    """Reads StableHLO, without copies of what a function returns: it has no operation for them.
+    """Reads StableHLO, and removes copies of what a function returns, which it cannot express.
 
-    The context, that of `module_context`, must be entered.
+    The caller must have entered the context that `module_context` returns.
     """
-    copies: list[Any] = []
-
-    def collect(operation: Any) -> ir.WalkResult:
-        if operation.name == "mhlo.copy":
-            copies.append(operation.operation)
-        return ir.WalkResult.ADVANCE
-
     module = ir.Module.parse((directory / f"{name}.mlirbc").read_bytes())
-    module.operation.walk(collect)
-    for copy in copies:
+    for copy in operations(module, "mhlo.copy"):
         copy.results[0].replace_all_uses_with(copy.operands[0])
         copy.erase()
     return module
 
 
+def operations(inside: Any, *names: str) -> list[Any]:
+    """Returns the operations of these names inside of a module or of one of its functions."""
+    found: list[Any] = []
+
+    def collect(operation: Any) -> ir.WalkResult:
+        if operation.name in names:
+            found.append(operation.operation)
+        return ir.WalkResult.ADVANCE
+
+    inside.operation.walk(collect)
+    return found
+
+
 def count_operations(module: ir.Module) -> float:
-    """Counts the floating-point operations of products and convolutions; of a loop, one turn."""
+    """Counts floating-point operations of products and convolutions; a loop counts as one turn."""
     functions = {f.name.value: f for f in module.body.operations if f.name.value}
     totals: dict[str, float] = {}
 
     def total(name: str) -> float:
         if name not in totals:
-            count = 0.0
-
-            def add(operation: Any) -> ir.WalkResult:
-                nonlocal count
-                if operation.name == "func.call":
-                    count += total(operation.attributes["callee"].value)
-                elif operation.name in ("stablehlo.dot_general", "stablehlo.dot"):
-                    count += _of_product(operation)
-                elif operation.name == "stablehlo.convolution":
-                    count += _of_convolution(operation)
-                return ir.WalkResult.ADVANCE
-
-            functions[name].operation.walk(add)
-            totals[name] = count
+            function = functions[name]
+            products = operations(function, "stablehlo.dot_general", "stablehlo.dot")
+            convolutions = operations(function, "stablehlo.convolution")
+            calls = operations(function, "func.call")
+            totals[name] = (
+                sum(map(_of_product, products))
+                + sum(map(_of_convolution, convolutions))
+                + sum(total(call.attributes["callee"].value) for call in calls)
+            )
         return totals[name]
 
     return total("main")

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.curves --runs=plain=runs/a,smooth=runs/b --output=curves.png`
 
-A run is a workdir of `nvae-train`, or what `train_compiled_step` wrote. The curves are means over
-some logged values, and as many steps of all runs are shown as have them.
+A run is a workdir of `nvae-train`, or what `train_compiled_step` wrote. Each point of a curve is a
+mean of some logged values.
 """
 
 from __future__ import annotations

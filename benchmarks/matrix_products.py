@@ -16,6 +16,8 @@ import numpy as np
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import func
 
+from benchmarks.compiled_module import operations
+
 
 def replace_convolutions(module: ir.Module) -> int:
     """Replaces all convolutions of a module, in place; returns how many there were.
@@ -26,14 +28,7 @@ def replace_convolutions(module: ir.Module) -> int:
     Raises:
       ValueError: A convolution has groups that are not channels, or groups of the batch.
     """
-    found: list[Any] = []
-
-    def collect(operation: Any) -> ir.WalkResult:
-        if operation.name == "stablehlo.convolution":
-            found.append(operation.operation)
-        return ir.WalkResult.ADVANCE
-
-    module.operation.walk(collect)
+    found = operations(module, "stablehlo.convolution")
     names: dict[str, str] = {}
     for operation in found:
         text = str(operation)

@@ -135,7 +135,7 @@ def _iterate_all(
 ) -> list[tf.Tensor]:
     """Does what `_power_iteration` does with whole stacks, and with all of them in one loop.
 
-    Each turn of a loop costs a GPU a wait for the host, which is longer than the turn's work.
+    A GPU waits for the host at every turn of a loop, so few loops with large turns are better.
     """
 
     def step(i: tf.Tensor, rights: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
