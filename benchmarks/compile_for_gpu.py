@@ -11,6 +11,7 @@ chooses.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
 import time
@@ -28,7 +29,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 from jax.experimental import topologies
 from jaxlib import _jax, xla_client
 
-from benchmarks.compiled_module import module_context, read_module
+from benchmarks.compiled_module import count_operations, module_context, read_module
 from benchmarks.matrix_products import replace_convolutions
 
 # XLA's description of the chip.
@@ -59,24 +60,33 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
+def _write(path: pathlib.Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("directory", type=pathlib.Path, help="what `compiled_step` wrote")
     directory = parser.parse_args().directory
 
+    facts = json.loads((directory / "facts.json").read_text())
     topology = topologies.get_topology_desc("h100", "cuda", target_config=_H100, topology="1x1x1")
     device = topology.devices[0]
     for path in sorted(directory.glob("*.mlirbc")):
         start = time.perf_counter()
         with module_context():
             module = read_module(directory, path.stem)
+            facts["modules"][path.stem]["operations"] = count_operations(module)
             count = replace_convolutions(module)
             executable = device.client.compile(
                 module, _jax.DeviceList((device,)), xla_client.CompileOptions()
             )
         code = executable.serialize()
-        path.with_suffix(".gpu").write_bytes(code)
+        _write(path.with_suffix(".gpu"), code)
         seconds = time.perf_counter() - start
+        _write(directory / "facts.json", (json.dumps(facts) + "\n").encode())
         print(f"{path.stem}: {count} convolutions, {seconds:.0f} s, {len(code) / 1e6:.1f} MB")
 
 

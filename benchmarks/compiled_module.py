@@ -69,6 +69,17 @@ class CompiledModules:
             self.state[interface["state"][argument - len(inputs)]] = outputs[output]
         return outputs[0]
 
+    def operations(self, name: str) -> float:
+        """Returns a module's floating-point operations, see `count_operations`.
+
+        `compile_for_gpu` writes them down, so that its result does without the module itself.
+        """
+        facts = self.facts["modules"][name]
+        if "operations" not in facts:
+            with module_context():
+                facts["operations"] = count_operations(read_module(self._directory, name))
+        return facts["operations"]
+
 
 def read_module(directory: pathlib.Path, name: str) -> ir.Module:
     """Reads StableHLO, and removes copies of what a function returns, which it cannot express.

@@ -27,7 +27,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The picture, a PNG file.", requir
 _TITLE = flags.DEFINE_string("title", "", "What stands above it.")
 _MEAN_OVER = flags.DEFINE_integer("mean_over", 10, "Values of a mean.", lower_bound=1)
 
-_SHOWN_NATS = 40.0  # above the lowest value
+_SHOWN = 0.9  # of a curve's values; those above, of the first steps, would flatten the others
 
 
 class Curve(NamedTuple):
@@ -81,13 +81,15 @@ def draw(curves: dict[str, Curve], title: str, mean_over: int) -> Figure:
     """Draws both curves of each run."""
     figure = Figure(figsize=(9, 3.2), dpi=140, layout="constrained")
     bound, norm = figure.subplots(1, 2)
-    lowest = np.inf
+    lowest, highest = np.inf, -np.inf
     for label, curve in curves.items():
         minutes, negative_elbo, gradient_norm = (_mean(values, mean_over) for values in curve)
         bound.plot(minutes, negative_elbo, label=label)
         norm.semilogy(minutes, gradient_norm)
         lowest = min(lowest, negative_elbo.min())
-    bound.set(ylabel="-ELBO of training batches, nats", ylim=(lowest - 1, lowest + _SHOWN_NATS))
+        highest = max(highest, np.quantile(negative_elbo, _SHOWN))
+    border = 0.05 * (highest - lowest)
+    bound.set(ylabel="-ELBO of training batches, nats", ylim=(lowest - border, highest + border))
     norm.set(ylabel="norm of the gradients")
     for axes in (bound, norm):
         axes.set(xlabel="minutes of training")

@@ -18,12 +18,7 @@ import time
 import jax
 import numpy as np
 
-from benchmarks.compiled_module import (
-    CompiledModules,
-    count_operations,
-    module_context,
-    read_module,
-)
+from benchmarks.compiled_module import CompiledModules
 
 
 def main() -> None:
@@ -47,8 +42,7 @@ def main() -> None:
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times) / shape[0]
     memory = executable.get_compiled_memory_stats()
-    with module_context():
-        operations = count_operations(read_module(flags.directory, "step"))
+    operations = modules.operations("step")
     rows = {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

@@ -25,6 +25,7 @@ from export.request_tensors import (
     read_examples,
     read_pictures,
 )
+from nvae_tf.evaluation.novelty import draw_bounds
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling import latents
 from nvae_tf.sampling.sampler import row_noise
@@ -136,8 +137,8 @@ def _picture_signatures(model: InferenceModel, signature: Callable) -> dict[str,
     @signature(_PICTURES, _SEED)
     def novelty(image_bytes: tf.Tensor, seed: tf.Tensor) -> Outputs:
         images, error = read(image_bytes, seed)
-        ratios = _log_likelihood_ratios(model, images, _noise(model, seed))
-        return {"llr": _or_blank(ratios, error), "error": error}
+        drawn = draw_bounds(model, images, model.bottom_up(images), _noise(model, seed))
+        return {"llr": _or_blank(drawn.llr, error), "error": error}
 
     return {
         "reconstruct": reconstruct,
@@ -171,25 +172,6 @@ def _row_seeds(seed: tf.Tensor, purpose: int) -> tf.Tensor:
 
 def _noise(model: InferenceModel, seed: tf.Tensor) -> list[tf.Tensor]:
     return row_noise(model, _row_seeds(seed, _OF_NOISE))
-
-
-def _log_likelihood_ratios(
-    model: InferenceModel, images: tf.Tensor, noise: list[tf.Tensor]
-) -> tf.Tensor:
-    """LLR^{>k} (B, L) of one draw for k = 1, … L; see `nvae_tf.evaluation.novelty`."""
-    features = model.bottom_up(images)
-    output = model.infer_from_features(features, noise)
-
-    def log_prob(keep: tf.Tensor) -> tf.Tensor:
-        rows = tf.fill([tf.shape(images)[0]], keep)
-        logits = latents.keep_first_groups(model, features, rows, noise, noise)
-        return model.likelihood(logits).log_prob(images)
-
-    # In a loop, for the graph of a large model should not hold its layers once for every k.
-    keep = tf.range(model.config.num_groups - 1, -1, -1)
-    replaced = tf.map_fn(log_prob, keep, tf.float32, parallel_iterations=1)
-    kl = tf.cumsum(output.kl_per_group[:, ::-1], axis=1)  # of the groups that are not kept
-    return model.likelihood(output.logits).log_prob(images)[:, None] - tf.transpose(replaced) - kl
 
 
 def _or_blank(values: tf.Tensor, error: tf.Tensor) -> tf.Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +38,47 @@ class ImageNovelty:
         return np.concatenate([-self.bound[:, None], self.llr[:, 1:]], axis=1)
 
 
+class DrawnBounds(NamedTuple):
+    """What one draw of the latent variables says about B images; L groups."""
+
+    bounds: tf.Tensor  # [B, L + 1], L^{>k} for k = 0 … L in nats
+    log_weight: tf.Tensor  # [B], log p(x, z) - log q(z|x)
+
+    @property
+    def llr(self) -> tf.Tensor:
+        """LLR^{>k} = L - L^{>k} for k = 1 … L, [B, L] nats."""
+        return self.bounds[:, :1] - self.bounds[:, 1:]
+
+
+def draw_bounds(
+    model: AnyModel, images: tf.Tensor, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]
+) -> DrawnBounds:
+    """Computes the bounds of images for each number k of groups that come from the prior.
+
+    All k share the draws of the groups that are kept. The batch dimension may be unknown.
+
+    Args:
+      model: The model.
+      images: (B, H, W, C), binarised or quantised as in training.
+      features: What `bottom_up` made of them.
+      noise: L standard-normal tensors (B, H_l, W_l, C_z), top-down.
+    """
+    output = model.infer_from_features(features, noise)
+    own = model.likelihood(output.logits).log_prob(images)
+
+    def log_prob(keep: tf.Tensor) -> tf.Tensor:
+        rows = tf.fill([tf.shape(images)[0]], keep)
+        logits = keep_first_groups(model, features, rows, noise, noise)
+        return model.likelihood(logits).log_prob(images)
+
+    # In a loop, for the graph of a large model should not hold its layers once for every k.
+    keep = tf.range(model.config.num_groups - 1, -1, -1)
+    replaced = tf.map_fn(log_prob, keep, fn_output_signature=tf.float32, parallel_iterations=1)
+    log_probs = tf.concat([own[:, None], tf.transpose(replaced)], axis=1)
+    rates = tf.cumsum(tf.pad(output.kl_per_group, [[0, 0], [1, 0]]), axis=1)  # of 0, 1, … L groups
+    return DrawnBounds(log_probs - rates[:, ::-1], own + output.log_p - output.log_q)
+
+
 class NoveltyEvaluator:
     """Bounds of images whose groups next to the pixels come from the prior.
 
@@ -58,31 +100,13 @@ class NoveltyEvaluator:
         self._devices = devices
         self._model = InferenceModel.of(model)
         self._bottom_up = self._model.function(self._model.bottom_up, reduce_retracing=True)
-        self._infer = self._model.function(self._infer_once, reduce_retracing=True)
-        self._keep = self._model.function(self._keep_once, reduce_retracing=True)
+        self._draw = self._model.function(self._draw_once, reduce_retracing=True)
 
-    def _infer_once(
+    def _draw_once(
         self, images: tf.Tensor, features: list[tf.Tensor], seed: tf.Tensor, first: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns log p(x|z) [B], KL [B, L] and log p(z) / q(z|x) [B]."""
+    ) -> DrawnBounds:
         noise = self._model.draw_noise(tf.shape(images)[0], seed, first)
-        output = self._model.infer_from_features(features, noise)
-        log_prob = self._model.likelihood(output.logits).log_prob(images)
-        return log_prob, output.kl_per_group, output.log_p - output.log_q
-
-    def _keep_once(
-        self,
-        images: tf.Tensor,
-        features: list[tf.Tensor],
-        keep: tf.Tensor,
-        seed: tf.Tensor,
-        first: tf.Tensor,
-    ) -> tf.Tensor:
-        """Returns log p(x|z) [B] with the first groups as `_infer_once` draws them."""
-        batch = tf.shape(images)[0]
-        noise = self._model.draw_noise(batch, seed, first)
-        logits = keep_first_groups(self._model, features, tf.fill([batch], keep), noise, noise)
-        return self._model.likelihood(logits).log_prob(images)
+        return draw_bounds(self._model, images, features, noise)
 
     def per_image(
         self,
@@ -123,27 +147,16 @@ class NoveltyEvaluator:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the arrays of `ImageNovelty` for a numbered batch."""
         number, images = batch
-        groups = self._model.config.num_groups
         features = self._bottom_up(images)
         first = tf.constant(number, tf.int64)
-        bounds, log_weights = [], []
-        for draw in range(num_iw_samples):
-            own_seed = tf.constant([seed, draw], tf.int64)
-            log_prob, kl, log_ratio = (
-                values.numpy().astype(np.float64)
-                for values in self._infer(images, features, own_seed, first)
-            )
-            # Those with k = 1 … L groups from the prior share the draws of the other groups.
-            log_probs = [log_prob] + [
-                self._keep(images, features, tf.constant(keep), own_seed, first).numpy()
-                for keep in reversed(range(groups))
-            ]
-            rates = np.cumsum(np.pad(kl, [(0, 0), (1, 0)]), axis=1)  # of the first 0, 1, … L
-            bounds.append(np.stack(log_probs, axis=1) - rates[:, ::-1])
-            log_weights.append(log_prob + log_ratio)
-        mean = np.mean(bounds, axis=0)
+        draws = [
+            self._draw(images, features, tf.constant([seed, draw], tf.int64), first)
+            for draw in range(num_iw_samples)
+        ]
+        mean = np.mean([draw.bounds.numpy() for draw in draws], axis=0, dtype=np.float64)
         if num_iw_samples == 1:  # the KL as an integral varies less than as a draw
             return mean[:, 0], mean
+        log_weights = [draw.log_weight.numpy().astype(np.float64) for draw in draws]
         with np.errstate(invalid="ignore"):  # the caller looks for what is not finite
             bound = np.logaddexp.reduce(log_weights, axis=0) - math.log(num_iw_samples)
         return bound, mean

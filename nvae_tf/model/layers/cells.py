@@ -184,7 +184,7 @@ class UpSkip(keras.layers.Layer):
     def call(self, x: tf.Tensor) -> tf.Tensor:
         x = self.convolution(x)
         call = current_call()
-        if call and call.jit_compile == "step":
+        if call and call.in_xla:
             return _interpolate_in_xla(x)
         size = 2 * tf.shape(x)[1:3]
         return tf.cast(tf.raw_ops.ResizeBilinear(images=x, size=size, align_corners=True), x.dtype)

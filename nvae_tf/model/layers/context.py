@@ -59,6 +59,11 @@ class Call:
     statistics: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     counts: dict[str, float | tf.Tensor] = dataclasses.field(default_factory=dict)
 
+    @property
+    def in_xla(self) -> bool:
+        """Whether XLA compiles all of it, so that layers choose the forms that are fast there."""
+        return self.jit_compile == "step"
+
 
 def current_call() -> Call | None:
     """Returns the innermost `functional_call` of this thread, or None outside of any."""

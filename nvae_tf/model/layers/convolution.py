@@ -146,8 +146,8 @@ class Convolution(keras.layers.Layer):
             kernel = tf.reshape(kernel, [self.kernel_size, self.kernel_size, self.filters, 1])
             if differentiable and strides == dilation == 1:
                 call = current_call()
-                in_xla = call is not None and call.jit_compile == "step"
-                return (depthwise_in_xla if in_xla else depthwise_convolution)(x, kernel)
+                form = depthwise_in_xla if call and call.in_xla else depthwise_convolution
+                return form(x, kernel)
             return tf.nn.depthwise_conv2d(
                 x, kernel, [1, strides, strides, 1], padding, dilations=[dilation, dilation]
             )

@@ -52,7 +52,7 @@ def recompute(
         y, statistics = run(x, tensors)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
-            again = not_before(dy, [x, *tensors], in_xla=call.jit_compile == "step")
+            again = not_before(dy, [x, *tensors], in_xla=call.in_xla)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(again)
                 # The replicas need not sum the statistics again.
