@@ -69,7 +69,7 @@ class ModelConfig:
     use_se: bool = option(True, "squeeze and excitation in the cells")
     res_dist: bool = option(True, "posteriors relative to their priors")
     smooth_scales: bool = option(
-        False, "scales of the latents by a softplus and not the exponential"
+        False, "standard deviations of the latents by a softplus and not the exponential"
     )
     arch_instance: str = option("res_mbconv", "kinds of the cells", choices=tuple(ARCHITECTURES))
 

@@ -50,7 +50,7 @@ class ContextReplicas(Replicas):
         return self._context.all_reduce("sum", list(tensors))
 
 
-class Group:
+class ReplicaGroup:
     """The devices of one process that call the same traced function, each with its own values.
 
     TensorFlow's replica contexts make every replica's thread trace the step again. Its collective
@@ -66,7 +66,7 @@ class Group:
 
     def __init__(self, size: int):
         self.size = size
-        self.key = next(Group._keys)
+        self.key = next(ReplicaGroup._keys)
         self._instances = itertools.count(1)
 
     def next_instance(self) -> int:
@@ -84,7 +84,7 @@ class GroupReplicas(Replicas):
         which must be the same on all devices.
     """
 
-    def __init__(self, group: Group, index: tf.Tensor, token: tf.Tensor):
+    def __init__(self, group: ReplicaGroup, index: tf.Tensor, token: tf.Tensor):
         self._group = group
         self._token = token
         self.size = group.size

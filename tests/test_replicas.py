@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf.replicas as module
-from nvae_tf.replicas import Group, GroupReplicas, Replicas, packs, replicas_of_context
+from nvae_tf.replicas import GroupReplicas, ReplicaGroup, Replicas, packs, replicas_of_context
 
 
 def tensors(sizes):
@@ -25,7 +25,7 @@ def test_packs_keep_the_order_and_the_limit(monkeypatch):
 @pytest.mark.parametrize("limit", [1e9, 20.0])
 def test_a_group_sums_what_its_devices_have(monkeypatch, limit):
     monkeypatch.setattr(module, "_PACK_BYTES", limit)
-    group, traces = Group(2), []
+    group, traces = ReplicaGroup(2), []
 
     @tf.function(autograph=False)
     def shared(a, b, index, token):
@@ -68,4 +68,4 @@ def test_alone_nothing_is_done():
 
 
 def test_groups_differ():
-    assert Group(2).key != Group(2).key
+    assert ReplicaGroup(2).key != ReplicaGroup(2).key

@@ -15,7 +15,7 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import Division, training_batches
 from nvae_tf.model.compilation import compiled, graph_function
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.replicas import Group, GroupReplicas, Replicas, replicas_of_context
+from nvae_tf.replicas import GroupReplicas, ReplicaGroup, Replicas, replicas_of_context
 from nvae_tf.training.metrics import StepMetrics
 from nvae_tf.training.regularization import Regularizer
 from nvae_tf.training.schedule import Schedule
@@ -92,7 +92,7 @@ class Trainer:
         )
         # Devices of this process that may share one traced function.
         local = len(strategy.extended.worker_devices)
-        self._group = Group(replicas) if replicas == local > 1 else None
+        self._group = ReplicaGroup(replicas) if replicas == local > 1 else None
         # `forward_backward`, where it is a function of its own: for the group, or for XLA.
         self._traced: tf.types.experimental.ConcreteFunction | None = None
         self._accumulator = Accumulator(strategy, parts)
@@ -280,7 +280,7 @@ class Trainer:
 
 def _for_group(
     run: StepDefinition,
-    group: Group,
+    group: ReplicaGroup,
     state: Reading,
     images: tf.Tensor,
     part: tf.Tensor,
