@@ -47,6 +47,10 @@ _UNKNOWN_IMAGES = 50_000  # images of an epoch, where only times are of interest
 
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
+        if _IMAGES.value and not _VALUES.value:
+            raise ValueError("--images needs the state's values, to start training with.")
+        if os.path.isdir(_OUTPUT.value) and os.listdir(_OUTPUT.value):
+            raise ValueError(f"--output={_OUTPUT.value!r} is not empty: it may hold another step.")
         config = config_changes(presets.get(_PRESET.value)).override({"train.jit_compile": "step"})
         init_from = TrainedModel.of(_INIT_FROM.value) if _INIT_FROM.value else None
         if init_from:

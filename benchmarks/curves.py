@@ -39,8 +39,14 @@ class Curve(NamedTuple):
 
 
 def of_log(path: str) -> Curve:
-    """Reads the log of `train_compiled_step`."""
+    """Reads the log of `train_compiled_step`.
+
+    Raises:
+      ValueError: It is empty.
+    """
     rows = [json.loads(line) for line in read_text(path).splitlines()]
+    if not rows:
+        raise ValueError(f"{path!r} has logged nothing.")
     columns = ([row[name] for row in rows] for name in ("seconds", *Curve._fields[1:]))
     seconds, *values = map(np.array, columns)
     return Curve(seconds / 60, *values)

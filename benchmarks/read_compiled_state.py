@@ -3,7 +3,7 @@
 `python -m benchmarks.read_compiled_state --steps=steps/a --trained=trained/a --workdir=runs/a`
 
 The workdir has the weights that evaluations use, the average of those of the last steps. It is a
-finished run: to go on training, start a new one with `nvae-train --init_from`.
+finished run of as many steps: to go on training, start a new one with `nvae-train --init_from`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         facts = json.loads(read_text(os.path.join(_STEPS.value, "facts.json")))
         config = ExperimentConfig.from_json(json.dumps(facts["config"]))
-        config = config.override({"train.jit_compile": "none"})
+        with np.load(os.path.join(_TRAINED.value, "weights.npz")) as arrays:
+            weights = dict(arrays)
+        done = int(weights.pop("steps"))
+        config = config.override({"train.jit_compile": "none", "train.steps": done})
         workdir = Workdir(_WORKDIR.value)
         if workdir.has_config:
             raise ValueError(f"{workdir.path!r} holds a run already.")
@@ -41,17 +44,16 @@ def main(argv: list[str]) -> None:
     use_devices(training=True)
     trainer = Trainer(config, make_strategy("one_device"), len(images[splits[0]]))
     state = trainer.state
-    with np.load(os.path.join(_TRAINED.value, "weights.npz")) as arrays:
-        for number, variable in enumerate(state.variables):
-            if str(number) in arrays.files:
-                variable.assign(arrays[str(number)])
-        state.step.assign(int(arrays["steps"]))
+    for number, variable in enumerate(state.variables):
+        if str(number) in weights:
+            variable.assign(weights[str(number)])
+    state.step.assign(done)
     if state.average:
         state.weights.assign(state.average.values())
     workdir.write_config(config)
     workdir.write_images({split: describe(images[split]) for split in splits})
     Checkpointer(trainer, workdir).save()
-    print(f"{workdir.path}: {state.steps_done} steps of {trainer.total_steps}")
+    print(f"{workdir.path}: {done} steps")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ With `--steps`, it takes some, and prints their losses, which depend on the glob
 
 from __future__ import annotations
 
-import resource
 import time
 
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-from benchmarks.workloads import print_table
+from benchmarks.workloads import peak_resident_gigabytes, print_table
 from nvae_tf import presets
 from nvae_tf.command_line import config_changes, define_config_flag, usage_errors, use_devices
 from trainers.run.strategies import make_strategy
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> None:
         ("build", f"{built - start:.1f} s"),
         ("trace", f"{traced - built:.1f} s"),
         ("operations", f"{count_operations(trainer, batches):,}"),
-        ("peak memory after tracing", _peak_memory()),
+        ("peak memory after tracing", f"{peak_resident_gigabytes():.2f} GB"),
     ]
     iterator = iter(batches)
     for step in range(1, _STEPS.value + 1):
@@ -59,7 +58,7 @@ def main(argv: list[str]) -> None:
         loss = float(trainer.step(iterator).batch.loss)
         rows.append((f"step {step}", f"{time.perf_counter() - start:.1f} s, loss {loss:.4f}"))
     if _STEPS.value:
-        rows.append(("peak memory after these steps", _peak_memory()))
+        rows.append(("peak memory after these steps", f"{peak_resident_gigabytes():.2f} GB"))
     print_table((f"{_PRESET.value}, {replicas} replicas", ""), rows)
 
 
@@ -68,10 +67,6 @@ def count_operations(trainer: Trainer, batches: tf.distribute.DistributedDataset
     definition = trainer.concrete_functions(batches)[0].graph.as_graph_def()
     functions = sum(len(function.node_def) for function in definition.library.function)
     return len(definition.node) + functions
-
-
-def _peak_memory() -> str:
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB"
 
 
 if __name__ == "__main__":

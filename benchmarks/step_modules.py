@@ -57,8 +57,8 @@ def steps(trainer: Trainer, count: int) -> Callable[[tf.Tensor], tf.Tensor]:
 def bound(trainer: Trainer, draws: int) -> Callable[..., tf.Tensor]:
     """Returns a function of images (B, h, w, C) uint8, their numbers' first, and a pass's number.
 
-    It returns (2, draws, B): -log p(x|z), and -log p(x|z) + log p(z) / q(z|x), in nats, with the
-    weights that evaluations use.
+    It returns (2, draws, B): log p(x|z) - KL, whose mean is the ELBO, and
+    log p(x|z) + log p(z) - log q(z|x), both in nats, with the weights that evaluations use.
     """
     model = InferenceModel(NVAE.structure(trainer.config.model, dtype="float32"))
 
@@ -122,10 +122,6 @@ def _description(variable: tf.Variable) -> list[Any]:
     return [list(variable.shape), variable.dtype.name, variable.name.partition(":")[0], scalar]
 
 
-def _place(variable: tf.Variable, state: TrainState) -> int:
-    return next(i for i, other in enumerate(state.variables) if other is variable)
-
-
 def write(
     trainer: Trainer, directory: str, steps_per_call: int = 1, draws: int = 0, values: bool = True
 ) -> None:
@@ -156,10 +152,8 @@ def write(
         )
     facts = {
         "config": json.loads(trainer.config.to_json()),
-        "parameters": trainer.model.num_trainable_parameters,
         "total_steps": trainer.total_steps,
         "variables": [_description(variable) for variable in trainer.state.variables],
-        "learning_rate_factor": _place(trainer.state.guard.learning_rate_factor, trainer.state),
         "metrics": METRICS,
         "modules": modules,
     }

@@ -29,7 +29,7 @@ _WORKLOADS = flags.DEFINE_list(
     "workloads", ["quickstart", *configurations()], "Workloads to measure."
 )
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps whose median counts.", lower_bound=1)
-_REPEATS = 5  # for scalars and for pictures
+_REPEATS = 5  # for scalars and for images
 
 
 class Costs(NamedTuple):
@@ -37,14 +37,14 @@ class Costs(NamedTuple):
 
     step: float
     scalars: float
-    pictures: float
-    first_pictures: float  # includes tracing, which happens once in a run
+    images: float
+    first_images: float  # includes tracing, which happens once in a run
 
     @property
     def share(self) -> float:
         """The summaries' time as a share of the steps' time, at the default intervals."""
         default = TrainConfig()
-        per_step = self.scalars / default.log_every + self.pictures / default.image_every
+        per_step = self.scalars / default.log_every + self.images / default.image_every
         return per_step / self.step
 
 
@@ -68,10 +68,10 @@ def measure_summaries(name: str, steps: int) -> Costs:
         for number in range(1000):
             summaries.log_step(number, metrics, speed)
         scalars = _median(lambda number: summaries.log_step(1000 + number, metrics, speed))
-        first_pictures = _median(summaries.log_pictures, 1)
-        pictures = _median(summaries.log_pictures)
+        first_images = _median(summaries.log_images, 1)
+        images = _median(summaries.log_images)
         summaries.close()
-    return Costs(step, scalars, pictures, first_pictures)
+    return Costs(step, scalars, images, first_images)
 
 
 def _median(function: Callable[[int], object], repeats: int = _REPEATS) -> float:
@@ -93,12 +93,12 @@ def main(argv: list[str]) -> None:
                 name,
                 f"{costs.step:.3f} s",
                 f"{1000 * costs.scalars:.1f} ms",
-                f"{costs.pictures:.2f} s",
-                f"{costs.first_pictures:.1f} s",
+                f"{costs.images:.2f} s",
+                f"{costs.first_images:.1f} s",
                 f"{costs.share:.2%}",
             )
         )
-    header = ("workload", "step", "scalars", "pictures", "first pictures", "share of the time")
+    header = ("workload", "step", "scalars", "images", "first images", "share of the time")
     print_table(header, rows)
 
 

@@ -49,20 +49,22 @@ def train(
     order = Order(len(images), modules.facts["config"]["train"]["seed"])
     data = jax.device_put(images)
     take = jax.jit(lambda data, rows: data[rows])
-    total, done, number = modules.facts["total_steps"], 0, 0
+    total, done, number, timed_out = modules.facts["total_steps"], 0, 0, False
     modules.compile("step")
     start = time.perf_counter()
-    kept: list[tuple[int, jax.Array]] = []
+    kept: list[jax.Array] = []
     with log.open("w") as lines:
-        while done < total and time.perf_counter() - start < seconds:
+        while done < total and not timed_out:
             metrics = modules.call("step", take(data, order.next(shape)))
             done += shape[0]
             number += 1
-            kept.append((done, metrics))
-            if number % every == 0 or done >= total:
-                values = np.mean([np.asarray(m) for _, m in kept], axis=0).tolist()
+            kept.append(metrics)
+            timed_out = time.perf_counter() - start >= seconds
+            if number % every == 0 or done >= total or timed_out:
+                values = np.mean([np.asarray(m) for m in kept], axis=0)
+                values[-1] = np.asarray(metrics)[-1]  # `skipped` counts all steps so far
                 row = {"step": done, "seconds": round(time.perf_counter() - start, 2)}
-                row |= dict(zip(modules.facts["metrics"], values))
+                row |= dict(zip(modules.facts["metrics"], values.tolist()))
                 kept.clear()
                 lines.write(json.dumps(row) + "\n")
                 lines.flush()
@@ -73,7 +75,11 @@ def train(
 def bound(
     modules: CompiledModules, images: np.ndarray, draws: int, seconds: float
 ) -> dict[str, float]:
-    """Computes -ELBO and the importance-weighted bound of images, as many as there is time for."""
+    """Computes -ELBO and the importance-weighted bound of images, as many as there is time for.
+
+    A pass takes a fixed number of images, so those of the last pass that would not fill it are left
+    out.
+    """
     (size, *_), _ = modules.facts["modules"]["bound"]["inputs"][0]
     start = time.perf_counter()
     elbos, bounds, taken = [], [], 0
@@ -116,6 +122,10 @@ def main() -> None:
     modules = CompiledModules(flags.directory)
     with np.load(flags.directory / "images.npz") as arrays:
         images, test = arrays["train"], arrays["test"]
+    if "bound" in modules.facts["modules"]:
+        (size, *_), _ = modules.facts["modules"]["bound"]["inputs"][0]
+        if len(test) < size:
+            parser.error(f"The bound takes {size} test images at a time, and there are {len(test)}")
     done = train(modules, images, flags.seconds, flags.output / "log.jsonl", flags.log_every)
     names = [name for _, _, name, _ in modules.facts["variables"]]
     needed = ("statistics", "average" if "average" in names else "weights")

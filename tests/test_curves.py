@@ -38,8 +38,11 @@ def test_both_kinds_of_runs_in_one_picture(tmp_path):
 def test_errors_name_what_is_wrong(tmp_path):
     output = f"--output={tmp_path / 'curves.png'}"
     (tmp_path / "empty").mkdir()
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "log.jsonl").touch()
     for runs, message in (
         (f"empty={tmp_path / 'empty'}", "has logged nothing"),
+        (f"stopped={tmp_path / 'stopped'}", "has logged nothing"),
         (str(tmp_path), "--runs must be LABEL=DIRECTORY"),
     ):
         program = Program("benchmarks.curves", f"--runs={runs}", output)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
-from nvae_tf.data.fit import crop_and_resize, size_problem
+from nvae_tf.data.fit import crop_and_average, crop_and_resize, size_problem
 from nvae_tf.data.pictures import decode_picture
 
 _OPAQUE = 255
@@ -21,7 +21,7 @@ def load_with_holes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loads pictures whose holes are their pixels that are not opaque.
 
-    Pictures are cropped and resized as a data set's are. A pixel to which one of a hole
+    Pictures are cropped and resized as a data set's are. A pixel to which any of a hole
     contributes lies in the hole. What the file has as colour in a hole is dropped.
 
     Args:
@@ -52,10 +52,10 @@ def _load(path: str, data: DataConfig, model: ModelConfig) -> tuple[np.ndarray, 
         raise ValueError(f"{path}: {error}") from error
     if with_alpha == channels:
         return crop_and_resize(pixels, data, model).numpy(), np.zeros(model.content_shape[:2], bool)
-    missing = np.where(pixels[:, :, -1:] < _OPAQUE, 255, 0).astype(np.uint8)
+    missing = (pixels[:, :, -1:] < _OPAQUE).astype(np.uint8)
     gray = dataclasses.replace(model, image_shape=(*model.image_shape[:2], 1))
     image = crop_and_resize(tf.constant(pixels[:, :, :-1]), data, model).numpy()
-    hole = crop_and_resize(tf.constant(missing), data, gray).numpy()[:, :, 0] > 0
+    hole = crop_and_average(tf.constant(missing), data, gray).numpy()[:, :, 0] > 0
     return np.where(hole[:, :, None], 0, image).astype(np.uint8), hole
 
 
@@ -70,7 +70,9 @@ def load_mask(path: str, model: ModelConfig) -> np.ndarray:
       OSError: It cannot be opened.
     """
     try:
-        pixels = decode_picture(_read(path), 1)
+        pixels = decode_picture(_read(path), 4)
+        if np.any(pixels[:, :, :3] != pixels[:, :, :1]) or np.any(pixels[:, :, 3] != _OPAQUE):
+            raise ValueError("a mask is gray and opaque, and this picture is not")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     height, width, _ = model.content_shape

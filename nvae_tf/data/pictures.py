@@ -90,18 +90,18 @@ def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
             "tf.Examples with data.raw_shape can have more."
         )
     has_alpha, wants_alpha = pixels.shape[2] in (2, 4), channels in (2, 4)
+    wanted = channels - wants_alpha  # of colours
     colours = pixels[:, :, :-1] if has_alpha else pixels
     alpha = pixels[:, :, -1:] if has_alpha else np.full_like(pixels[:, :, :1], 255)
     if not wants_alpha and np.any(alpha != 255):
         raise ValueError(
-            f"it is transparent in places, but the model's image_shape expects {channels} "
+            f"it is transparent in places, but the model's image_shape expects {wanted} "
             "channel(s); put such pictures on a background first."
         )
-    wanted = channels - wants_alpha
     if wanted == 1 and colours.shape[2] == 3:
         if np.any(colours != colours[:, :, :1]):
             raise ValueError(
-                f"it has colours, but the model's image_shape expects {channels} channel(s)."
+                f"it has colours, but the model's image_shape expects {wanted} channel(s)."
             )
         colours = colours[:, :, :1]
     elif wanted == 3 and colours.shape[2] == 1:

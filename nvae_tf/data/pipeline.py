@@ -143,7 +143,7 @@ def training_input(
     """
     seed = training_seed(config, number, as_views)
     if as_views:
-        images = random_views(images, seed, first)
+        images = random_views(images, seed + 2, first)
     if config.data.flip:
         coins = uniform_rows(tf.shape(images)[0], [1, 1, 1], seed + 1, first)
         images = tf.where(coins < 0.5, images, images[:, :, ::-1])

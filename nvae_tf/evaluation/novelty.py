@@ -153,10 +153,11 @@ class NoveltyEvaluator:
             self._draw(images, features, tf.constant([seed, draw], tf.int64), first)
             for draw in range(num_iw_samples)
         ]
-        mean = np.mean([draw.bounds.numpy() for draw in draws], axis=0, dtype=np.float64)
+        bounds = np.stack([draw.bounds.numpy() for draw in draws]).astype(np.float64)
+        mean = np.asarray(bounds.mean(axis=0))
         if num_iw_samples == 1:  # the KL as an integral varies less than as a draw
             return mean[:, 0], mean
         log_weights = [draw.log_weight.numpy().astype(np.float64) for draw in draws]
         with np.errstate(invalid="ignore"):  # the caller looks for what is not finite
-            bound = np.logaddexp.reduce(log_weights, axis=0) - math.log(num_iw_samples)
-        return bound, mean
+            total = np.asarray(np.logaddexp.reduce(log_weights, axis=0))
+        return total - math.log(num_iw_samples), mean

@@ -336,12 +336,17 @@ class NVAE(Towers):
         """
         temperature = tf.convert_to_tensor(temperature, tf.float32)
         num_groups = self.config.num_groups
-        if temperature.shape.rank > 2 or (
-            temperature.shape.rank and temperature.shape[-1] not in (1, num_groups)
+        shape = tuple(temperature.shape)
+        by_sample = len(shape) == 2 and isinstance(num_samples, int)
+        if (
+            len(shape) > 2
+            or (shape and shape[-1] not in (1, num_groups))
+            or (by_sample and shape[0] not in (1, num_samples, None))
         ):
             raise ValueError(
-                f"temperature must be a scalar or one value for each of the {num_groups} groups, "
-                f"received the shape {tuple(temperature.shape)}."
+                f"temperature must be a scalar, one value for each of the {num_groups} groups, or "
+                f"rows of these for each sample; received the shape {shape} for {num_samples} "
+                "samples."
             )
         noise = self._checked_noise(noise, num_samples)
 
@@ -402,6 +407,12 @@ class NVAE(Towers):
                 f"noise must hold one tensor for each of the {len(shapes)} groups, top-down, "
                 f"(batch, {'), (batch, '.join(', '.join(map(str, s)) for s in shapes)}); "
                 f"received {received} after the batch."
+            )
+        rows = {tensor.shape[0] for tensor in noise} - {None}
+        if isinstance(num_samples, int) and rows - {num_samples}:
+            raise ValueError(
+                f"noise must have a row for each of the {num_samples} images, received "
+                f"{', '.join(map(str, sorted(rows)))}."
             )
         return noise
 

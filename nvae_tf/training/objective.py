@@ -83,7 +83,8 @@ def kl_balance(
     """Returns gamma (L,): more weight to groups with more KL while beta < 1, and 1 afterwards.
 
     Groups whose KL is small are pressed less while the KL warms up, so they stay in use. The mean
-    over the batch is that of the global batch; no gradient flows through the coefficients.
+    is over the images of all replicas (with accumulation, of one part of the batch); no gradient
+    flows through the coefficients.
 
     Args:
       kl_per_group: (B, L), nats.

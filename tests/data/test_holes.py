@@ -46,6 +46,13 @@ def test_a_pixel_that_mixes_with_the_hole_is_in_it(tmp_path):
     assert np.all(images[0][~holes[0]] == 255)
 
 
+def test_a_single_pixel_of_a_large_picture_makes_a_hole(tmp_path):
+    pixels = np.full((6 * 40, 8 * 40, 4), 255)
+    pixels[0, 0] = 0  # one of 1,600 that make the first one
+    _, holes = load_with_holes([save(tmp_path / "a.png", pixels)], DataConfig(resize=True), COLOUR)
+    assert np.argwhere(holes[0]).tolist() == [[0, 0]]
+
+
 def test_masks_and_rectangles(tmp_path):
     hole = rectangle([1, 2, 3, 4], COLOUR)
     assert hole.shape == (6, 8) and hole.sum() == 12 and hole[1:4, 2:6].all()
@@ -68,6 +75,12 @@ def test_refusals_name_the_file(tmp_path):
         load_with_holes([small], DATA, COLOUR)
     with pytest.raises(ValueError, match=r"small\.png: a mask has the size.*6x8.*received 5x8"):
         load_mask(small, COLOUR)
+    colours = save(tmp_path / "colours.png", np.full((6, 8, 3), (9, 0, 0)))
+    for model in (GRAY, COLOUR):
+        with pytest.raises(ValueError, match=r"colours\.png: a mask is gray and opaque"):
+            load_mask(colours, model)
+    with pytest.raises(ValueError, match=r"colours\.png: it has colours.*expects 1 channel"):
+        load_with_holes([colours], DATA, GRAY)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"text\.png: not a readable picture"):
         load_with_holes([str(tmp_path / "text.png")], DATA, COLOUR)

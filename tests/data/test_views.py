@@ -5,8 +5,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvae_tf.data import training_input
+from nvae_tf.data import preprocess, training_input, training_seed
 from nvae_tf.data.views import random_views
+from nvae_tf.noise import uniform_rows
 from tests.conftest import tiny_experiment_config
 
 
@@ -28,6 +29,19 @@ def test_rows_are_those_of_a_larger_batch(seed, count, channels):
     assert whole.dtype == tf.uint8 and whole.shape == images.shape
     rows = random_views(images[-count:], seed, 9 - count)
     np.testing.assert_array_equal(rows, whole[-count:])
+
+
+def test_the_geometry_is_independent_of_the_binarisation():
+    config = tiny_experiment_config()
+    images = np.full((64, *config.model.content_shape), 128, np.uint8)
+    seed = training_seed(config, tf.constant(0), of_views=True)
+    expected = preprocess(random_views(images, seed + 2), config.model, seed)
+    views = training_input(tf.constant(images), config, tf.constant(0), as_views=True)
+    np.testing.assert_array_equal(views, expected)
+    # The numbers that a view is made of are not those that decide its pixels.
+    angles = uniform_rows(64, [4, 1, 1], seed + 2)[:, 0, 0, 0].numpy()
+    coins = uniform_rows(64, config.model.content_shape, seed).numpy().ravel()
+    assert not np.isin(angles, coins).any()
 
 
 def test_extents():

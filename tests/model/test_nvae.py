@@ -1,5 +1,7 @@
 """The whole network: every option through build, a training step, saving and loading."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -202,8 +204,10 @@ def test_temperature_by_group_and_by_row():
     np.testing.assert_array_equal(scalar, by_group)
     np.testing.assert_array_equal(scalar[0], by_row[0])
     assert np.abs(scalar[1] - by_row[1]).max() > 1e-4
-    with pytest.raises(ValueError, match=r"each of the 3 groups, received the shape \(2,\)"):
-        model.generate(3, [0.6, 0.6], noise)
+    for wrong in ([0.6, 0.6], [[0.6], [1.0]]):
+        shape = re.escape(str(np.shape(wrong)))
+        with pytest.raises(ValueError, match=rf"the 3 groups.*the shape {shape} for 3 samples"):
+            model.generate(3, wrong, noise)
 
 
 def test_wrong_images_and_noise_are_named():
@@ -212,6 +216,9 @@ def test_wrong_images_and_noise_are_named():
         model.infer(tf.zeros([2, 8, 6, 1]))
     with pytest.raises(ValueError, match="one tensor for each of the 3 groups"):
         model.infer(tf.zeros([2, 8, 8, 1]), noise=model.draw_noise(2, (0, 0))[:2])
+    for rows in (1, 3):
+        with pytest.raises(ValueError, match=f"each of the 2 images, received {rows}"):
+            model.infer(tf.zeros([2, 8, 8, 1]), noise=model.draw_noise(rows, (0, 0)))
 
 
 def test_the_same_seed_draws_the_same_noise():
@@ -231,6 +238,18 @@ def test_data_dependent_initialisation_happens_in_res_elu_models_only():
         model.initialize_from_batch(random_images(model.config, 8))
         changed = [np.any(v.numpy() != old) for v, old in zip(model.trainable_variables, before)]
         assert any(changed) == changes
+
+
+def test_data_dependent_initialisation_is_in_float32():
+    config = tiny_model_config(arch_instance="res_elu")
+    images = random_images(config, 8)
+    values = [
+        NVAE(config, dtype=precision).data_dependent_values(images, (0, 0))
+        for precision in ("float32", "mixed_bfloat16")
+    ]
+    biases = [np.concatenate([v.numpy().ravel() for v in value.values()]) for value in values]
+    assert np.all(np.isfinite(biases[1]))
+    assert np.corrcoef(biases)[0, 1] > 0.95
 
 
 def test_every_variable_has_a_path_of_its_own():

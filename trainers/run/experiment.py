@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import describe, load_images, training_batches, training_input
-from nvae_tf.model.stacks import read_values
+from nvae_tf.model.stacks import Values, read_values
 from nvae_tf.runs.checkpoint_files import checkpoint_step
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
@@ -45,15 +48,21 @@ def train(
     Raises:
       OSError: The workdir cannot be one.
       ValueError: The workdir holds another run, or this one with other images, or another process
-        trains there, the images or `init_from` do not fit, or the steps to trace are not among
-        those to come; nothing is created.
+        trains there, training and test split are the same, the images or `init_from` do not fit, or
+        the steps to trace are not among those to come; nothing is created.
       DivergedError: The loss is not finite any more, and going back did not help.
     """
     workdir.check_usable()
     workdir.check_config(config)
+    if config.data.train_split == config.data.test_split:
+        raise ValueError(
+            f"data.train_split and data.test_split are both {config.data.test_split!r}: the images "
+            "to train on would be those that are held out."
+        )
     if init_from:
         init_from.check_same_model(config)
     strategy = make_strategy(config.train.strategy)
+    initial = InitialWeights.of(init_from) if init_from else None
     images = load_images(config.data, config.model, config.data.train_split)
     test_images = load_images(config.data, config.model, config.data.test_split)
     described = {
@@ -69,7 +78,7 @@ def train(
             workdir.write_images(described)
         stop = scope.enter_context(StopRequest())
         try:
-            if not run.start(init_from):
+            if not run.start(initial):
                 return
             while True:
                 try:
@@ -83,6 +92,22 @@ def train(
                 run.finish()
         finally:
             run.close()
+
+
+class InitialWeights(NamedTuple):
+    """The weights that a run starts with."""
+
+    origin: str
+    values: Values
+
+    @classmethod
+    def of(cls, trained: TrainedModel) -> InitialWeights:
+        """Reads them.
+
+        Raises:
+          ValueError: The files are damaged.
+        """
+        return cls(trained.origin, read_values(trained.load().variables))
 
 
 def check_profile_steps(steps: StepRange | None, workdir: Workdir, total: int) -> None:
@@ -145,7 +170,7 @@ class _Run:
         if self._chief:
             print(text, flush=True)
 
-    def start(self, init_from: TrainedModel | None) -> bool:
+    def start(self, initial: InitialWeights | None) -> bool:
         """Restores or initialises; returns whether there is anything left to do."""
         trainer = self._trainer
         restored = self._checkpointer.restore()
@@ -163,9 +188,9 @@ class _Run:
         if restored:
             self.say(f"Resuming after step {self.step} of {total}.")
         else:
-            if init_from:
-                trainer.state.start_from(read_values(init_from.load().variables))
-                self.say(f"Starting from the weights of {init_from.origin!r}.")
+            if initial:
+                trainer.state.start_from(initial.values)
+                self.say(f"Starting from the weights of {initial.origin!r}.")
             else:
                 trainer.initialize_from_batch(self._batch())
             self._save()  # so that there is always something to go back to
@@ -208,19 +233,37 @@ class _Run:
             if judged and judged.batch.stop > 0 and not last:
                 self._save()  # at once: whoever asked may not wait for more
                 return True
-            if step % train.image_every == 0 and not last and self._progress:
-                negative_elbo = self._progress.validate(step)
-                self._checkpointer.save_if_best(negative_elbo)
+            if step % train.image_every == 0 and not last:
+                self._on_chief(functools.partial(self._validate, step))
             good = judged and judged.verdict.not_finite_in_a_row == 0
             if last or (step % train.checkpoint_every == 0 and good):
                 self._save()  # last, so that a run killed before it validates again
         return False
 
+    def _validate(self, step: int) -> None:
+        assert self._progress
+        self._checkpointer.save_if_best(self._progress.validate(step))
+
     def _save(self) -> None:
         if self._progress:
             self._progress.flush()  # a run that resumes from here finds what it has logged
+        self._on_chief(self._checkpointer.save)
+
+    def _on_chief(self, action: Callable[[], None]) -> None:
+        """Does on the chief what every worker calls at the same step.
+
+        Raises:
+          DivergedError: The chief has found values that are not finite. All workers raise it, for
+            they go back to the last checkpoint together.
+        """
+        found: DivergedError | None = None
         if self._chief:
-            self._checkpointer.save()
+            try:
+                action()
+            except DivergedError as error:
+                found = error
+        if self._trainer.sum_over_replicas(int(found is not None)):
+            raise found or DivergedError("The chief has found values that are not finite")
 
     def roll_back(self, error: DivergedError) -> None:
         """Goes back to the last checkpoint, with half the learning rate.
@@ -233,6 +276,7 @@ class _Run:
         batch = self._batch()
         rollbacks = int(trainer.state.guard.rollbacks.numpy()) + 1
         self._checkpointer.restore()  # first, for looking for the culprit may fail
+        trainer.check_agreement()
         self._batches = trainer.batches(self._images)
         culprit = first_non_finite(trainer, failed, step, batch)
         if rollbacks > self._config.train.max_rollbacks:
@@ -254,9 +298,17 @@ class _Run:
             self._progress.go_back_to(self.step)
 
     def finish(self) -> None:
-        """Evaluates the finished model on all test images, prints and writes the result."""
+        """Evaluates the finished model on all test images, prints and writes the result.
+
+        Raises:
+          DivergedError: The result is not finite.
+        """
         if self._progress:
-            self._progress.finish()
+            try:
+                self._progress.finish()
+            except DivergedError:
+                self._progress.fail()
+                raise
 
     def close(self) -> None:
         """Ends bar, event files and profile; calling it again changes nothing."""

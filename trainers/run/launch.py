@@ -64,29 +64,30 @@ def launch(number: int, command: Sequence[str]) -> int:
       0, or the exit code of the worker that failed first.
     """
     addresses = [f"127.0.0.1:{port}" for port in free_ports(number)]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(number)))
-    gpus = visible.split(",")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # empty: none
+    gpus = list(map(str, range(number))) if visible is None else visible.split(",")
     with contextlib.ExitStack() as scope:
         errors = [scope.enter_context(tempfile.TemporaryFile()) for _ in range(number)]
-        workers = [
-            subprocess.Popen(
-                command,
-                env=os.environ
-                | {
-                    "TF_CONFIG": json.dumps(
-                        {
-                            "cluster": {"worker": addresses},
-                            "task": {"type": "worker", "index": index},
-                        }
-                    ),
-                    "CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)],
-                },
-                stderr=errors[index] if index else _terminal(),
-                start_new_session=True,  # Ctrl-C comes from here, once
+        workers: list[subprocess.Popen] = []
+        scope.enter_context(_forwarding(workers, number))
+        scope.callback(_kill, workers)  # those that are left, if not all of them could be started
+        for index in range(number):
+            cluster = {
+                "cluster": {"worker": addresses},
+                "task": {"type": "worker", "index": index},
+            }
+            own = {
+                "TF_CONFIG": json.dumps(cluster),
+                "CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)],
+            }
+            workers.append(
+                subprocess.Popen(
+                    command,
+                    env=os.environ | own,
+                    stderr=errors[index] if index else _terminal(),
+                    start_new_session=True,  # Ctrl-C comes from here, once
+                )
             )
-            for index in range(number)
-        ]
-        scope.enter_context(_forwarding(workers))
         failed = _wait(workers)
         if failed is None:
             return 0
@@ -115,11 +116,13 @@ def free_ports(number: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _forwarding(workers: Sequence[subprocess.Popen]) -> Iterator[None]:
-    """Sends the signals that stop a run on to all workers."""
+def _forwarding(workers: Sequence[subprocess.Popen], count: int) -> Iterator[None]:
+    """Sends the signals that stop a run on to all workers; before so many have started, exits."""
 
     def send(number: int, frame: object) -> None:
         del frame
+        if len(workers) < count:
+            raise SystemExit(128 + number)  # nothing has begun that could be saved
         for worker in workers:
             if worker.poll() is None:
                 worker.send_signal(number)
@@ -144,10 +147,14 @@ def _wait(workers: Sequence[subprocess.Popen]) -> int | None:
         if None not in codes:
             return first
         if time.monotonic() > deadline:  # they wait for one that is gone
-            for worker in workers:
-                if worker.poll() is None:
-                    worker.kill()
+            _kill(workers)
         time.sleep(_POLL)
+
+
+def _kill(workers: Sequence[subprocess.Popen]) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.kill()
 
 
 def _show(file: IO[bytes]) -> None:

@@ -159,7 +159,7 @@ class Progress:
         if not math.isfinite(result.negative_elbo):
             raise DivergedError(f"The -ELBO of held-out images was not finite after step {step}")
         self._summaries.log_validation(step, result)
-        self._summaries.log_pictures(step)
+        self._summaries.log_images(step)
         self._model.release()
         return result
 
@@ -184,11 +184,12 @@ class Progress:
             exact = NVAE.structure(self._trainer.config.model)
             values = self._trainer.state.evaluation_values()
             evaluator = LikelihoodEvaluator(InferenceModel(exact, values))
-        result = self._evaluate(self._test_images, self._trainer.total_steps, evaluator)
+        step = self._trainer.state.steps_done
+        result = self._evaluate(self._test_images, step, evaluator)
         fields = {"split": self._trainer.config.data.test_split, **dataclasses.asdict(result)}
-        text = json.dumps({"step": self._trainer.total_steps, **fields}, indent=2)
+        text = json.dumps({"step": step, **fields}, indent=2)
         write_atomically(self._workdir.evaluation, text + "\n")
-        self._warn_of_collapse(self._trainer.total_steps, result)
+        self._warn_of_collapse(step, result)
         self._summaries.end(success=True)
         self.close()
         print(

@@ -88,6 +88,7 @@ def check_cluster(text: str) -> None:
     require(isinstance(task, dict), "has no object 'task'")
     kind, index = task.get("type"), task.get("index")
     require(isinstance(kind, str) and kind in cluster, f"has a task of the type {kind!r}")
+    require(kind != "evaluator", "has a task of the type 'evaluator', which would train alone")
     inside = isinstance(index, int) and not isinstance(index, bool)
     require(inside and 0 <= index < len(cluster[kind]), f"has a task of the index {index!r}")
 

@@ -99,6 +99,7 @@ class Trainer:
         self._whole = tf.function(self.whole_step, autograph=False, reduce_retracing=True)
         self._part = tf.function(self._add_part, autograph=False, reduce_retracing=True)
         self._finish = tf.function(self._finish_step, autograph=False, reduce_retracing=True)
+        self._sum = tf.function(_sum_over_replicas, autograph=False)
 
     @property
     def num_bytes(self) -> int:
@@ -129,22 +130,20 @@ class Trainer:
 
     def check_agreement(self) -> None:
         """Raises a ValueError unless all workers have done the same number of steps."""
-        replicas, own = self.strategy.num_replicas_in_sync, self.state.steps_done
-        if replicas == 1 or self._group:
-            return  # a single process
-
-        @tf.function(autograph=False)
-        def total() -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            return context.all_reduce("sum", tf.constant(own, tf.int64))
-
-        if int(self.strategy.experimental_local_results(self.strategy.run(total))[0]) != (
-            replicas * own
-        ):
+        own = self.state.steps_done
+        if self.sum_over_replicas(own) != self.strategy.num_replicas_in_sync * own:
             raise ValueError(
                 f"The workers have not restored the same step; this one is at {own}. All of them "
                 "need the same workdir."
             )
+
+    def sum_over_replicas(self, number: int) -> int:
+        """Returns the sum over all replicas of a number that each worker has; all must call it."""
+        replicas = self.strategy.num_replicas_in_sync
+        if replicas == 1 or self._group:
+            return replicas * number  # a single process
+        total = self.strategy.run(self._sum, args=(tf.constant(number, tf.int64),))
+        return int(self.strategy.experimental_local_results(total)[0])
 
     def batches(self, images: np.ndarray) -> tf.distribute.DistributedDataset:
         """Returns the images of all steps to come, each replica's share of each part.
@@ -256,7 +255,8 @@ class Trainer:
 
     def _trace_apart(self) -> None:
         """Traces `forward_backward` outside of other functions, if it is one of its own."""
-        if self._traced:
+        in_xla = self.config.train.jit_compile == "step"
+        if self._traced or not (self._group or in_xla):
             return
         model = self.config.model
         reading = tf.nest.map_structure(
@@ -270,12 +270,16 @@ class Trainer:
             self._traced = function.get_concrete_function(
                 reading, images, number, flag, number, token
             )
-        elif self.config.train.jit_compile == "step":
+        else:
             rows = self.definition.rows
             images = tf.TensorSpec([rows, *model.image_shape])
             noise = [tf.TensorSpec([rows, *shape]) for shape in model.latent_shapes]
             function = compiled(functools.partial(forward_backward, self.definition, Replicas()))
             self._traced = function.get_concrete_function(reading, images, noise, number, flag)
+
+
+def _sum_over_replicas(number: tf.Tensor) -> tf.Tensor:
+    return tf.distribute.get_replica_context().all_reduce("sum", number)
 
 
 def _for_group(

@@ -183,7 +183,7 @@ class Summaries:
             self._log_bound(means, errors)
             self._log_groups("kl", result.kl_per_group, "Nats.")
 
-    def log_pictures(self, step: int) -> None:
+    def log_images(self, step: int) -> None:
         """Draws figures of where the information is, reconstructions and samples."""
         if self._last:
             with self._train.as_default(step):

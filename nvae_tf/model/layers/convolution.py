@@ -226,7 +226,7 @@ class WeightNormConvolution(Convolution):
         return super().call(x)
 
     def _initialize_from(self, x: tf.Tensor) -> None:
-        y = self._convolve(x, self.effective_kernel())
+        y = self._convolve(tf.cast(x, tf.float32), self.effective_kernel())
         mean, variance = tf.nn.moments(y, axes=[0, 1, 2])
         scale = _DATA_INIT_STDDEV / (tf.sqrt(variance) + 1e-8)
         self.log_scale.assign(self.log_scale + tf.math.log(scale))

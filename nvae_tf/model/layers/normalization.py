@@ -29,10 +29,10 @@ def move_average(average: tf.Tensor, statistic: tf.Tensor) -> tf.Tensor:
 class BatchNormalization(keras.layers.Layer):
     """Batch normalisation: `activation(gamma (x - mean) / sqrt(variance + 1e-5) + beta)`, NHWC.
 
-    In training, mean and (biased) variance are those of the global batch, in float32. The layer
-    then moves its averages, which keep 0.95 of their value, towards the mean and the unbiased
-    variance; inside a `functional_call` it leaves both there instead. For the backward pass it
-    keeps the input only and computes the rest again.
+    In training, mean and (biased) variance are those of all replicas' images (with accumulation, of
+    one part of the batch), in float32. The layer then moves its averages, which keep 0.95 of their
+    value, towards the mean and the unbiased variance; inside a `functional_call` it leaves both
+    there instead. For the backward pass it keeps the input only and computes the rest again.
 
     Args:
       activation: `"swish"`, `"elu"` or None.

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import nvae_tf
 from nvae_tf.data import evaluation_batches, load_images
 from nvae_tf.evaluation import LikelihoodEvaluator
+from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from trainers.run import experiment
@@ -69,6 +71,9 @@ def test_a_run_killed_before_its_evaluation_evaluates(finished, tmp_path, capsys
     assert "Finished: -ELBO" in capsys.readouterr().out
     with open(workdir.evaluation) as file:
         assert json.load(file) == before and before["step"] == 4
+    os.remove(workdir.evaluation)
+    train(tiny_experiment_config(steps=2), workdir)  # fewer than the run has done
+    assert workdir.evaluated_step() == 4
 
 
 def weights(workdir):
@@ -166,6 +171,43 @@ def test_other_images_are_refused(finished, monkeypatch):
     monkeypatch.setattr(experiment, "load_images", lambda *_: images[1:])
     with pytest.raises(ValueError, match="split 'train' are not those that the run.*started with"):
         train(tiny_experiment_config(steps=8), finished)
+
+
+def test_a_split_to_train_on_is_not_held_out(tmp_path):
+    config = tiny_experiment_config().override({"data.test_split": "train"})
+    with pytest.raises(ValueError, match="are both 'train'"):
+        train(config, Workdir(tmp_path / "run"))
+    assert not os.path.exists(tmp_path / "run")
+
+
+def test_damaged_weights_to_start_from_leave_nothing(finished, tmp_path):
+    preset = tmp_path / "preset"
+    trained = TrainedModel.of_run(finished)
+    trained.load().save_to_preset(preset, trained.config)
+    (preset / "model.weights.h5").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=r"model\.weights\.h5"):
+        train(
+            tiny_experiment_config(), Workdir(tmp_path / "run"), init_from=TrainedModel.of(preset)
+        )
+    assert not os.path.exists(tmp_path / "run")
+
+
+def test_all_workers_hear_that_the_chief_has_found_the_run_diverged(monkeypatch):
+    runs = [object.__new__(experiment._Run) for _ in range(2)]
+    votes = []
+    for index, run in enumerate(runs):
+        run._chief = index == 0
+        run._trainer = types.SimpleNamespace(sum_over_replicas=lambda vote: votes.append(vote) or 1)
+
+    def action():
+        raise DivergedError("The -ELBO was not finite")
+
+    for run, message in zip(runs, ("The -ELBO was not finite", "The chief has found")):
+        with pytest.raises(DivergedError, match=message):
+            run._on_chief(action)
+    assert votes == [1, 0]
+    runs[1]._trainer.sum_over_replicas = lambda vote: vote
+    runs[1]._on_chief(action)  # which a worker that is not the chief does not do
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

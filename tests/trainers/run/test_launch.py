@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 
@@ -42,6 +43,29 @@ def test_gpus_that_the_user_chose(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert launch(2, worker(tmp_path, "")) == 0
     assert [gpu for _, gpu in noted(tmp_path)] == ["4", "6"]
+
+
+def test_gpus_that_the_user_hid(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launch(2, worker(tmp_path, "")) == 0
+    assert [gpu for _, gpu in noted(tmp_path)] == ["", ""]
+
+
+def test_a_signal_before_all_have_started_leaves_none(tmp_path, monkeypatch):
+    started = []
+
+    class Slow(subprocess.Popen):
+        def __init__(self, *args, **options):
+            if started:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().__init__(*args, **options)
+            started.append(self)
+
+    monkeypatch.setattr(module.subprocess, "Popen", Slow)
+    with pytest.raises(SystemExit) as ended:
+        launch(2, worker(tmp_path, "time.sleep(60)"))
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert [process.wait(timeout=10) for process in started] == [-signal.SIGKILL]
 
 
 def test_when_one_fails_the_others_are_stopped(tmp_path, monkeypatch, capfd):

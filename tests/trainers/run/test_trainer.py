@@ -448,6 +448,10 @@ def test_several_workers_need_their_addresses(monkeypatch):
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief"}}', "of the type 'chief'"),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "index 1"),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "0"}}', "index '0'"),
+        (
+            '{"cluster": {"evaluator": ["a:1"]}, "task": {"type": "evaluator", "index": 0}}',
+            "a task of the type 'evaluator'",
+        ),
     ],
 )
 def test_workers_that_are_listed_wrong(monkeypatch, text, fault):
