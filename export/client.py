@@ -16,7 +16,7 @@ import logging
 import numpy as np
 from absl import app, flags
 
-from export.serving_client import PROTOCOLS, Client
+from export.serving_client import PROTOCOLS, Client, read_pictures
 from export.transports.transport import MAX_RETRIES
 from nvae_tf.command_line import MAX_IMAGES, check_flags_of_mode, usage_errors
 from nvae_tf.files import write_atomically
@@ -107,6 +107,7 @@ def main(argv: list[str]) -> None:
         check_flags(mode)
         rows = {"sample": number, "reconstruct": len(pictures), "vary": number * len(pictures)}
         output_format = check_image_output(_OUTPUT.value, rows[mode])
+        contents = list(read_pictures(pictures)) if pictures else []
         with Client(
             _SERVER.value,
             _PROTOCOL.value,
@@ -120,11 +121,11 @@ def main(argv: list[str]) -> None:
             if mode == "sample":
                 images = client.sample(number, *drawing)
             elif mode == "reconstruct":
-                images = client.reconstruct(pictures)
+                images = client.reconstruct(contents)
             else:
                 varied = [
-                    client.vary(number * [picture], _KEEP_GROUPS.value, *drawing)
-                    for picture in pictures
+                    client.vary(number * [content], _KEEP_GROUPS.value, *drawing)
+                    for content in contents
                 ]
                 images = np.concatenate(varied)
         if output_format == ".png":

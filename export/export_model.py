@@ -13,7 +13,7 @@ from absl import app, flags, logging
 
 from export.manifest import manifest_of, read_manifest
 from export.onnx_files import check_installed, write_onnx
-from export.publish import publish
+from export.publish import check_files, publish
 from export.triton_repository import update_repository
 from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
 from nvae_tf.config import PRECISIONS
@@ -52,10 +52,11 @@ def main(argv: list[str]) -> None:
         start = time.perf_counter()
         use_devices()
         logging.set_verbosity(logging.WARNING)
-        if _WRITERS[_FORMAT.value] is write_onnx:
-            check_installed()
+        if _FORMAT.value != "saved_model":
             if _PRECISION.value != "float32":
                 raise ValueError(f"--format={_FORMAT.value} is in float32; leave --precision out.")
+            check_installed()
+        check_files(_EXPORT_BASE.value, onnx=_FORMAT.value != "saved_model")
         keras.config.set_dtype_policy(_PRECISION.value)
         trained = _find_model()
         version = publish(
@@ -65,9 +66,8 @@ def main(argv: list[str]) -> None:
             _KEEP_VERSIONS.value,
             _ALLOW_WORSE.value,
             _WRITERS[_FORMAT.value],
+            update_repository if _FORMAT.value == "triton" else None,
         )
-        if _FORMAT.value == "triton":
-            update_repository(_EXPORT_BASE.value)
         written = read_manifest(version)
     assert written
     size = sum(path.stat().st_size for path in pathlib.Path(version).rglob("*") if path.is_file())

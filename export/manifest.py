@@ -1,4 +1,4 @@
-"""The manifest in which a SavedModel records its origin: `assets.extra/nvae_manifest.json`."""
+"""The manifest in which a version records its origin: `assets.extra/nvae_manifest.json`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IMAGE_FORMAT = ("image_shape", "padding", "likelihood", "num_x_bits")
 class Manifest:
     """The origin of a SavedModel: its run's configuration, step and metrics, and the software.
 
-    `write_saved_model` fills in the last three fields.
+    Whoever writes the files fills in the last three fields.
     """
 
     config: Mapping[str, Any]  # the run's configuration, as in its config.json

@@ -11,15 +11,17 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import logging
 
 from export.manifest import Manifest, read_manifest
+from export.portable_signatures import NAMES
 from export.saved_model import write_saved_model
 from nvae_tf.model.nvae import NVAE
 
 METRIC = "negative_elbo_bits_per_dim"
+_DIGEST = "images_sha256"  # of the images on which it was measured
 _LOCK = ".lock"
 _UNFINISHED, _REMOVED = ".unfinished-", ".removed-"
 
@@ -35,6 +37,7 @@ def publish(
     keep_versions: int | None = None,
     allow_worse: bool = False,
     write: Callable[[NVAE, str, Manifest], None] | None = None,
+    index: Callable[[str, Sequence[int]], None] | None = None,
 ) -> str:
     """Writes a model as the next version in a directory, which is created if necessary.
 
@@ -49,13 +52,15 @@ def publish(
       keep_versions: Number of the newest versions to keep, including this one; None for all.
       allow_worse: Whether to skip `check_blessing`.
       write: Writes the version's files, such as `write_onnx`; None: `write_saved_model`.
+      index: Brings up to date what lists the versions, such as `update_repository`, given the base
+        and the numbers of those that are kept. The new version is there then, and the old ones are.
 
     Returns:
       The version's directory.
 
     Raises:
-      WorseModelError: if `check_finite` or `check_blessing` refuses the model. Nothing is written
-        then.
+      WorseModelError: if `check_finite` or `check_blessing` refuses the model. No version is
+        written then.
       ValueError: if `keep_versions` is below 1.
       NotADirectoryError: if the base is a file.
     """
@@ -80,8 +85,10 @@ def publish(
             os.rename(unfinished, path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        if keep_versions:
-            _remove_old(base, keep_versions)
+        kept = list(versions(base))[-(keep_versions or 0) :]  # without a number, all
+        if index:
+            index(base, kept)
+        _remove_old(base, kept)
     return path
 
 
@@ -141,9 +148,12 @@ def check_blessing(manifest: Manifest, served: str | os.PathLike) -> None:
             f"{compared}, and there is no evaluation of step {manifest.step} to compare with it. "
             f"Run nvae-evaluate on the same workdir and checkpoint first. {advice}"
         )
-    if _images(manifest) != _images(other):
+    digests = {m.metrics.get(_DIGEST, "") for m in (manifest, other)}
+    others = len(digests) > 1 and "" not in digests
+    if others or _images(manifest) != _images(other):
         raise WorseModelError(
-            f"{compared} on {_images(other)}, the new one was evaluated on {_images(manifest)}. "
+            f"{compared} on {_images(other)}, the new one was evaluated on "
+            f"{'other ' if others else ''}{_images(manifest)}. "
             f"They do not compare. Run nvae-evaluate on the same images first. {advice}"
         )
     ours = manifest.metrics[METRIC]
@@ -151,6 +161,26 @@ def check_blessing(manifest: Manifest, served: str | os.PathLike) -> None:
         raise WorseModelError(
             f"{compared} on {_images(other)} (step {other.step}), the new one {ours:.4f} on "
             f"{_images(manifest)} (step {manifest.step}), which is worse. {advice}"
+        )
+
+
+def check_files(base: str | os.PathLike, onnx: bool) -> None:
+    """Checks that a directory's newest version has files for the same servers.
+
+    Args:
+      base: Directory of versions, which need not exist.
+      onnx: Whether ONNX files are to be published, and not a SavedModel.
+
+    Raises:
+      ValueError: It has the others.
+    """
+    present = versions(base) if os.path.isdir(base) else {}
+    newest = read_manifest(present[max(present)]) if present else None
+    if newest and newest.signatures and set(newest.signatures).issubset(NAMES) != onnx:
+        there, here = ("SavedModels", "ONNX files") if onnx else ("ONNX files", "SavedModels")
+        raise ValueError(
+            f"{os.fspath(base)!r} has {there}, which other servers read than {here}: choose "
+            "another directory."
         )
 
 
@@ -187,8 +217,10 @@ def _remove(path: str) -> None:
         logging.warning("Could not remove %s: %s", path, error)
 
 
-def _remove_old(base: str, keep: int) -> None:
-    for number, path in list(versions(base).items())[:-keep]:
+def _remove_old(base: str, kept: Sequence[int]) -> None:
+    for number, path in versions(base).items():
+        if number in kept:
+            continue
         # Under its own name the version would be visible while its files are removed.
         removed = os.path.join(base, f"{_REMOVED}{number}")
         try:

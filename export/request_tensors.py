@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from export.limits import MAX_PIXELS
@@ -18,9 +20,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_SIZE = (16, 8)  # offset and length of width and height in a PNG's header, in bytes
 _AT_ONCE = 8  # pictures that are decoded at a time
 
-# Errors that a picture's row is answered with.
+# Errors that a row is answered with.
 _UNREADABLE = "not a whole PNG or JPEG file in gray or RGB"
 _TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+_NO_EXAMPLE = "not a tf.Example with at most one seed (int64) and one temperature (float)"
 
 
 def read_pictures(
@@ -56,10 +59,7 @@ def read_pictures(
 
 
 def _decode_or_blank(content: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes a file into (h, w, channels) uint8 and no error, or into one black pixel and one.
-
-    In a graph only a data set survives an operation that fails.
-    """
+    """Decodes a file into (h, w, channels) uint8 and no error, or into one black pixel and one."""
     black = tf.zeros([1, 1, channels], tf.uint8)
 
     def decode(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -69,9 +69,7 @@ def _decode_or_blank(content: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.T
             lambda: (_decode(content, channels), tf.constant("")),
         )
 
-    attempt = tf.data.Dataset.from_tensors(content).map(decode).ignore_errors()
-    otherwise = tf.data.Dataset.from_tensors((black, tf.constant(_UNREADABLE)))
-    pixels, error = attempt.concatenate(otherwise).take(1).get_single_element()
+    pixels, error = _first_that_works(content, decode, (black, _UNREADABLE))
     return tf.ensure_shape(pixels, [None, None, channels]), tf.ensure_shape(error, [])
 
 
@@ -109,19 +107,45 @@ def _decode(content: tf.Tensor, channels: int) -> tf.Tensor:
     return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
 
 
-def read_examples(examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def read_examples(examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Parses serialised tf.Examples (B,) into seeds int64 (B,) and temperatures float32 (B,).
 
     Both features are optional and default to seed 0 and temperature 1. Other features are ignored.
+
+    Returns:
+      Seeds, temperatures, and what is wrong with each example, string (B,), empty where nothing is;
+      as in `read_pictures`, an example with an error does not fail the others.
     """
-    features = tf.io.parse_example(
-        examples,
-        {
-            "seed": tf.io.FixedLenFeature([], tf.int64, 0),
-            "temperature": tf.io.FixedLenFeature([], tf.float32, _DEFAULT_TEMPERATURE),
-        },
-    )
-    return features["seed"], features["temperature"]
+
+    def parse(example: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        features = tf.io.parse_single_example(
+            example,
+            {
+                "seed": tf.io.FixedLenFeature([], tf.int64, 0),
+                "temperature": tf.io.FixedLenFeature([], tf.float32, _DEFAULT_TEMPERATURE),
+            },
+        )
+        return features["seed"], features["temperature"], tf.constant("")
+
+    def one_row(example: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        wrong = (tf.constant(0, tf.int64), tf.constant(_DEFAULT_TEMPERATURE), _NO_EXAMPLE)
+        row = _first_that_works(example, parse, wrong)
+        return tuple(tf.ensure_shape(value, []) for value in row)
+
+    specs = tuple(tf.TensorSpec([], dtype) for dtype in (tf.int64, tf.float32, tf.string))
+    return tf.map_fn(one_row, examples, fn_output_signature=specs, parallel_iterations=_AT_ONCE)
+
+
+def _first_that_works(
+    content: tf.Tensor, function: Callable[..., tuple], otherwise: tuple
+) -> tuple[tf.Tensor, ...]:
+    """Returns `function(content)`, or `otherwise` if one of its operations fails.
+
+    In a graph only a data set survives an operation that fails.
+    """
+    attempt = tf.data.Dataset.from_tensors(content).map(function).ignore_errors()
+    instead = tf.data.Dataset.from_tensors(otherwise)
+    return attempt.concatenate(instead).take(1).get_single_element()
 
 
 def allowed_temperature(temperature: tf.Tensor) -> tf.Tensor:

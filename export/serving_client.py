@@ -167,7 +167,7 @@ class Client:
           OSError: if a file cannot be read.
           RequestError: if the server does not answer or refuses.
         """
-        return self._images("reconstruct", {"image_bytes": _read_pictures(pictures)})
+        return self._images("reconstruct", {"image_bytes": read_pictures(pictures)})
 
     def vary(
         self,
@@ -195,7 +195,7 @@ class Client:
         """
         if not 0 <= keep_groups < 2**31:
             raise ValueError(f"keep_groups must be at least 0, received {keep_groups}.")
-        contents = _read_pictures(pictures)
+        contents = read_pictures(pictures)
         inputs = _drawing_inputs(len(contents), seed, temperature)
         kept = np.full(len(contents), keep_groups, np.int32)
         return self._images("vary", inputs | {"image_bytes": contents, "keep_groups": kept})
@@ -215,8 +215,15 @@ class Client:
           with an input's row, whose other outputs are blank then; see docs/serving.md.
 
         Raises:
+          ValueError: if the inputs have no rows, or different numbers of them.
           RequestError: if the server does not answer, refuses, or answers with other rows.
         """
+        counts = {name: len(value) for name, value in inputs.items()}
+        if len(set(counts.values())) != 1 or 0 in counts.values():
+            raise ValueError(
+                "All inputs must have the same number of rows, at least 1; received "
+                f"{counts or 'no inputs'}."
+            )
         rows = len(next(iter(inputs.values())))
         answers = [
             self._request(
@@ -273,10 +280,13 @@ class Client:
         if refusal.code == "NOT_FOUND" or "version label" in refusal.detail:
             loaded = "" if "version label" in refusal.detail else " loaded, or not yet"
             return f"{server} has no {self._target}{loaded}. {said}"
-        if refusal.code == "DEADLINE_EXCEEDED":
-            return f"{server} did not answer within {self._deadline:g} seconds. {said}"
-        if refusal.code == "UNIMPLEMENTED":
-            return f"{server} has no {signature!r} over {self._protocol}. {said}"
+        faults = {
+            "DEADLINE_EXCEEDED": f"did not answer within {self._deadline:g} seconds",
+            "UNIMPLEMENTED": f"has no {signature!r} over {self._protocol}",
+            "OUT_OF_RANGE": "answers too much: ask for fewer images at a time",
+        }
+        if refusal.code in faults:
+            return f"{server} {faults[refusal.code]}. {said}"
         if refusal.code in TEMPORARY:
             return (
                 f"No answer from {self._target.server}: is a server running there, "
@@ -311,8 +321,11 @@ def _drawing_inputs(rows: int, seed: int, temperature: float) -> dict[str, np.nd
     }
 
 
-def _read_pictures(pictures: Sequence[str | os.PathLike | bytes]) -> np.ndarray:
+def read_pictures(pictures: Sequence[str | os.PathLike | bytes]) -> np.ndarray:
     """Reads N pictures into an array (N,) of bytes, and decodes each once as a check.
+
+    Args:
+      pictures: Each a PNG or JPEG file, as a path or as the file's bytes.
 
     Raises:
       ValueError: if there are none, or one is not a regular file, not a PNG or JPEG, too large,

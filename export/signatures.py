@@ -55,8 +55,8 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
     | signature | inputs | outputs |
     |---|---|---|
     | `sample` | `seed`, `temperature` | `image` uint8 (B, h, w, C), `image_bytes` (B,), PNG |
-    | `serving_default` | `examples`: tf.Examples with optional `seed`, `temperature` | the same |
     | `decode` | `z_00`, … (B, H_l, W_l, C_z) | the same |
+    | `serving_default` | `examples`: tf.Examples with optional `seed`, `temperature` | + `error` |
     | `reconstruct` | `image_bytes`, PNG or JPEG | the same, `error` |
     | `vary` | `image_bytes`, `keep_groups`, `seed`, `temperature` | the same, `error` |
     | `encode` | `image_bytes` | `z_00`, …: posterior means; `kl` (B, L) nats; `error` |
@@ -65,8 +65,8 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
 
     `export.portable_signatures` lists three more.
 
-    `error` (B,) is empty, or says what is wrong with the row's picture. The images of such a row
-    are black, and its numbers are NaN.
+    `error` (B,) is empty, or says what is wrong with the row's picture or example. The images of
+    such a row are black, and its numbers are NaN.
 
     Signatures without a seed binarise their pictures with seed 0, where the model is of binary
     images. With flows, the `kl` of `encode` is log q - log p at the means.
@@ -74,15 +74,20 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
     prepared = InferenceModel.of(model).in_variables()
     signature = functools.partial(_signature, prepared)
 
-    @signature(_SEED, _TEMPERATURE)
-    def sample(seed: tf.Tensor, temperature: tf.Tensor) -> Outputs:
+    def draw(seed: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
         rows = allowed_temperature(temperature)[:, None]
         logits = prepared.generate(tf.shape(seed)[0], rows, _noise(prepared, seed))
-        return _image_outputs(prepared, prepared.likelihood(logits).mean())
+        return prepared.likelihood(logits).mean()
+
+    @signature(_SEED, _TEMPERATURE)
+    def sample(seed: tf.Tensor, temperature: tf.Tensor) -> Outputs:
+        return _image_outputs(prepared, draw(seed, temperature))
 
     @signature(_EXAMPLES)
     def serving_default(examples: tf.Tensor) -> Outputs:
-        return sample(*read_examples(examples))
+        seed, temperature, error = read_examples(examples)
+        images = _or_blank(draw(seed, temperature), error)
+        return _image_outputs(prepared, images) | {"error": error}
 
     @signature(*group_specs(model.config, "z"))
     def decode(*groups: tf.Tensor) -> Outputs:

@@ -7,6 +7,7 @@ called `nvae`: its configuration, and for each version in BASE a link to it.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from export.limits import MAX_ROWS
@@ -22,41 +23,36 @@ _MAX_QUEUE = 100  # requests; those beyond are refused as UNAVAILABLE, which cli
 _CONFIG = "config.pbtxt"
 
 
-def update_repository(base: str | os.PathLike) -> str:
+def update_repository(base: str | os.PathLike, shown: Sequence[int]) -> None:
     """Makes the model repository of a directory's versions, or brings an old one up to date.
 
+    Links to new versions appear before those to old ones vanish, so that a server that looks
+    meanwhile finds a version. `publish` calls it under its lock.
+
     Args:
-      base: Directory of versions that `write_onnx` wrote; at least one.
-
-    Returns:
-      The repository's directory.
-
-    Raises:
-      ValueError: There are no versions.
+      base: Directory of versions that `write_onnx` wrote.
+      shown: The numbers of those that the repository has; at least one.
     """
     import onnx
 
-    base = os.path.realpath(base)
+    base = os.path.abspath(base)
     present = versions(base)
-    if not present:
-        raise ValueError(f"{base!r} has no versions.")
     repository = os.path.join(base, DIRECTORY)
     for signature in NAMES:
         name = f"{os.path.basename(base)}_{signature}"
         directory = os.path.join(repository, name)
         os.makedirs(directory, exist_ok=True)
-        for entry in os.listdir(directory):
-            if entry.isdecimal() and int(entry) not in present:
-                os.remove(os.path.join(directory, entry))
-        path = os.path.join(present[max(present)], f"{signature}.onnx")
+        path = os.path.join(present[max(shown)], f"{signature}.onnx")
         graph = onnx.load(path, load_external_data=False).graph
         # Before the versions, without which Triton does not load a model.
         write_atomically(os.path.join(directory, _CONFIG), _config(name, signature, graph))
-        for version in present:
+        for version in shown:
             link = os.path.join(directory, str(version))
             if not os.path.islink(link):
                 os.symlink(os.path.join(os.pardir, os.pardir, str(version)), link)
-    return repository
+        for entry in os.listdir(directory):
+            if entry.isdecimal() and int(entry) not in shown:
+                os.remove(os.path.join(directory, entry))
 
 
 def _config(name: str, signature: str, graph: onnx.GraphProto) -> str:

@@ -13,6 +13,7 @@ import http.server
 import os
 import pathlib
 import posixpath
+import sys
 import urllib.parse
 
 from absl import app, flags
@@ -81,7 +82,14 @@ def main(argv: list[str]) -> None:
             "--ignore-scripts --prefix=. onnxruntime-web@1.30.0"
         )
     handler = functools.partial(_Handler, model=_MODEL.value, runtime=_RUNTIME.value)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", _PORT.value), handler) as server:
+    try:
+        listening = http.server.ThreadingHTTPServer(("127.0.0.1", _PORT.value), handler)
+    except OSError as error:
+        sys.exit(
+            f"Error: cannot listen on 127.0.0.1:{_PORT.value} ({error.strerror}); --port chooses "
+            "another one."
+        )
+    with listening as server:
         print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

@@ -9,5 +9,6 @@ exec docker run --rm -p 8500:8500 -p 8501:8501 \
   tensorflow/serving:2.19.0 \
   --model_config_file=/serving/models.config \
   --model_config_file_poll_wait_seconds=30 \
+  --allow_version_labels_for_unavailable_models \
   --enable_batching --batching_parameters_file=/serving/batching_parameters.txt \
   --monitoring_config_file=/serving/monitoring.config

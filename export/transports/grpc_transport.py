@@ -16,7 +16,14 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from export.limits import MAX_REPLY
-from export.transports.transport import FIRST_WAIT, MAX_RETRIES, TEMPORARY, Refusal, Target
+from export.transports.transport import (
+    FIRST_WAIT,
+    MAX_RETRIES,
+    TEMPORARY,
+    TOO_LARGE,
+    Refusal,
+    Target,
+)
 
 _RECONNECT = (100, 1000)  # milliseconds; gRPC's default, 1 s to 2 min, would outlast the retries
 _LARGEST_RETRIED = 1 << 28  # bytes of a request; by gRPC's default, those above 256 KiB are final
@@ -47,7 +54,10 @@ class GrpcTransport:
         try:
             response = self._stub.Predict(request, timeout=seconds)
         except grpc.RpcError as error:
-            raise Refusal(error.code().name, error.details() or "") from error
+            code, details = error.code().name, error.details() or ""
+            if code == "RESOURCE_EXHAUSTED" and "Received message larger" in details:
+                raise Refusal("OUT_OF_RANGE", TOO_LARGE) from error
+            raise Refusal(code, details) from error
         return {name: _to_array(name, value) for name, value in response.outputs.items()}
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from urllib3 import exceptions
 from urllib3.connection import HTTPConnection
 
 from export.limits import MAX_REPLY
-from export.transports.transport import FIRST_WAIT, Refusal
+from export.transports.transport import FIRST_WAIT, TOO_LARGE, Refusal
 
 # gRPC's names by HTTP status code, as TensorFlow Serving and Triton map them.
 _CODES = {
@@ -146,6 +146,10 @@ class _Pool(urllib3.HTTPConnectionPool):
     ConnectionCls = _Connection
 
 
+class _TooLargeError(OSError):
+    """An answer is larger than `MAX_REPLY`."""
+
+
 class _LimitedSocket(socket.socket):
     """A connected socket that sends and receives until `end` (monotonic), and only so much.
 
@@ -165,7 +169,7 @@ class _LimitedSocket(socket.socket):
 
     def recv_into(self, *args: Any) -> int:
         if self._left < 0:
-            raise OSError(f"its answer has more than {MAX_REPLY:,} bytes")
+            raise _TooLargeError(TOO_LARGE)
         self.settimeout(_seconds_until(self._end))
         received = super().recv_into(*args)
         self._left -= received
@@ -192,7 +196,10 @@ def _network_refusal(error: Exception) -> Refusal:
     refused = isinstance(
         error, exceptions.NewConnectionError
     )  # which is a TimeoutError by inheritance
-    if isinstance(error, exceptions.TimeoutError | TimeoutError) and not refused:
-        return Refusal("DEADLINE_EXCEEDED", "timed out")
     cause = error.__cause__ or error.__context__ or error
+    late = exceptions.TimeoutError | TimeoutError
+    if (isinstance(error, late) or isinstance(cause, TimeoutError)) and not refused:
+        return Refusal("DEADLINE_EXCEEDED", "timed out")
+    if isinstance(cause, _TooLargeError):
+        return Refusal("OUT_OF_RANGE", TOO_LARGE)
     return Refusal("UNAVAILABLE", str(getattr(cause, "strerror", None) or cause))

@@ -64,6 +64,8 @@ class KserveTransport:
         """Does nothing, because every request has a connection of its own."""
 
     def _sample(self, inputs: Mapping[str, np.ndarray], end: float) -> dict[str, np.ndarray]:
+        if "temperature" not in inputs:
+            raise Refusal("INVALID_ARGUMENT", "the input 'temperature' is missing")
         path = self._path("sample_tensors")
         shapes = self._input_shapes(path, end)
         noise = _noise(shapes, inputs["seed"]) if "seed" in inputs else inputs

@@ -7,11 +7,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from export.limits import MAX_REPLY
+
 # A server that is down or busy is asked again after 0.2, 0.4, 0.8 and 1.6 seconds or a little more
 # or less, lest clients that were refused together return together.
 MAX_RETRIES = 4  # gRPC allows no more
 FIRST_WAIT = 0.2  # seconds
 TEMPORARY = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+TOO_LARGE = f"its answer has more than {MAX_REPLY:,} bytes"
 
 
 class Target(NamedTuple):

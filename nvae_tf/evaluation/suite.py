@@ -142,7 +142,10 @@ class Evaluation:
         The likelihood's fields are on the top level; those of the hierarchy and the sample quality
         are nested.
         """
-        fields: dict[str, Any] = {"split": self._split}
+        fields: dict[str, Any] = {
+            "split": self._split,
+            "images_sha256": describe(self._images)["sha256"],
+        }
         if self._likelihoods:
             fields |= dataclasses.asdict(self._likelihoods.summary(self._config.model))
         if self._hierarchy:

@@ -16,6 +16,15 @@ from tests.export.exported import requests, small_model, small_signatures
 from tests.trainers.programs import Program, run
 
 
+def test_onnx_files_are_in_float32(tmp_path):
+    program = Program(
+        "export.export_model", "--preset=mnist_small", f"--export_base={tmp_path / 'nvae'}",
+        "--format=onnx", "--precision=mixed_float16",
+    )  # fmt: skip
+    assert "leave --precision out" in program.communicate()[1]
+    assert program.returncode == 1 and not os.path.exists(tmp_path / "nvae")
+
+
 @pytest.mark.slow
 def test_export_refusal_and_another_precision(tmp_path):
     workdir = Workdir(tmp_path / "run")
@@ -53,5 +62,12 @@ def test_export_refusal_and_another_precision(tmp_path):
     loaded = tf.saved_model.load(version)
     images = loaded.signatures["reconstruct"](**requests(3)["reconstruct"])["image"]
     expected = small_signatures()["reconstruct"](**requests(3)["reconstruct"])["image"]
+    mixed = Program("export.export_model", *flags, "--format=triton")
+    assert "choose another directory" in mixed.communicate()[1]
+    pytest.importorskip("tf2onnx", reason="needs the extra onnx")
+    triton = [flags[0], f"--export_base={tmp_path / 'triton' / 'nvae'}", "--format=triton"]
+    run("export.export_model", *triton)
+    link = tmp_path / "triton" / "nvae" / "triton" / "nvae_sample_tensors" / "1"
+    assert (link / "sample_tensors.onnx").is_file()
     difference = np.abs(images.numpy().astype(int) - expected.numpy())
     assert difference.max() > 0 and difference.mean() < 3

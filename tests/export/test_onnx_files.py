@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from export import onnx_files
 from export.manifest import Manifest, read_manifest
 from export.onnx_files import _inputs, check_installed, check_same, write_onnx
 from export.portable_signatures import NAMES
+from export.publish import publish, versions
 from export.seed_noise import noise_inputs
 from export.signatures import make_signatures
 from nvae_tf import NVAE, ExperimentConfig
@@ -46,6 +48,14 @@ def test_the_image_of_a_seed_is_that_of_the_served_model(written):
     images = run(written / "sample_tensors.onnx", **noise, temperature=temperature)["image"]
     served = small_signatures()["sample"](seed=np.int64([7, 8, 9]), temperature=temperature)
     assert np.abs(np.round(255 * images) - served["image"].numpy()).max() <= 1
+
+
+def test_a_wrong_file_is_not_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_files, "_GREY_LEVEL", -1.0)  # nothing is near enough
+    manifest = Manifest.of(ExperimentConfig(model=small_model().config), step=7)
+    with pytest.raises(ValueError, match="computes another"):
+        publish(small_model(), tmp_path, manifest, write=write_onnx)
+    assert not versions(tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)

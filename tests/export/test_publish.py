@@ -17,7 +17,8 @@ import tensorflow as tf
 
 from export import publish as publishing
 from export.manifest import Manifest, manifest_of, read_manifest, write_manifest
-from export.publish import WorseModelError, check_blessing, publish, versions
+from export.portable_signatures import NAMES
+from export.publish import WorseModelError, check_blessing, check_files, publish, versions
 from nvae_tf import ExperimentConfig
 from nvae_tf.runs.load import TrainedModel, save_weights
 from nvae_tf.runs.workdir import Workdir
@@ -329,3 +330,34 @@ def test_evaluations_on_other_images_do_not_compare(stand_in, tmp_path):
     fewer.metrics["num_images"] = 8
     with pytest.raises(WorseModelError, match="on 9 images of 'test'.*on 8 images of 'test'"):
         publish(None, tmp_path, fewer)
+    known = manifest(0.5)
+    known.metrics["images_sha256"] = "a"
+    publish(None, tmp_path, known)
+    other = manifest(0.4)
+    other.metrics["images_sha256"] = "b"
+    with pytest.raises(WorseModelError, match="on other 9 images of 'test'"):
+        publish(None, tmp_path, other)
+    assert publish(None, tmp_path, manifest(0.5)).endswith("3")  # one that does not say
+
+
+def test_what_lists_the_versions_is_updated_between_the_new_and_the_old(stand_in, tmp_path):
+    seen = []
+
+    def index(base, kept):
+        seen.append((list(versions(base)), list(kept)))
+
+    for _ in range(3):
+        publish(None, tmp_path, manifest(), keep_versions=2, index=index)
+    assert seen == [([1], [1]), ([1, 2], [1, 2]), ([1, 2, 3], [2, 3])]
+    publish(None, tmp_path, manifest(), index=index)
+    assert seen[-1] == ([2, 3, 4], [2, 3, 4])
+
+
+def test_files_for_other_servers_do_not_mix(tmp_path):
+    for base, names, onnx in (("a", ("sample", "decode_tensors"), False), ("b", NAMES, True)):
+        check_files(tmp_path / base, onnx=not onnx)  # nothing is there yet
+        written = dataclasses.replace(manifest(), signatures=tuple(names))
+        write_manifest(str(tmp_path / base / "1"), written)
+        check_files(tmp_path / base, onnx=onnx)
+        with pytest.raises(ValueError, match="choose another directory"):
+            check_files(tmp_path / base, onnx=not onnx)

@@ -66,9 +66,10 @@ def test_a_reply_without_end(pieces):
     with raw_server(pieces) as (address, connections):
         with (
             Client(address, "rest", deadline=30) as client,
-            pytest.raises(RequestError, match="more than 40,000,000 bytes"),
+            pytest.raises(RequestError, match="fewer images.*more than 40,000,000 bytes") as caught,
         ):
             client.sample(2)
+        assert caught.value.code == "OUT_OF_RANGE"
         assert len(connections) == 1
 
 
@@ -207,6 +208,7 @@ def test_a_message_that_is_too_large():
     with (
         grpc_server(answer.SerializeToString) as address,
         Client(address, retries=0) as client,
-        pytest.raises(RequestError, match="larger than max"),
+        pytest.raises(RequestError, match="fewer images.*more than 40,000,000 bytes") as caught,
     ):
         client.sample(2)
+    assert caught.value.code == "OUT_OF_RANGE"

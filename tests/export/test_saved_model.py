@@ -65,7 +65,7 @@ def test_names_types_and_open_batches():
     kl, error = {"kl": (tf.float32, [None, 2])}, {"error": strings}
     expected = {
         "sample": ({"seed": seeds, "temperature": temperatures}, pictures),
-        "serving_default": ({"examples": strings}, pictures),
+        "serving_default": ({"examples": strings}, pictures | error),
         "decode": (latents, pictures),
         "reconstruct": ({"image_bytes": strings}, pictures | error),
         "encode": ({"image_bytes": strings}, latents | kl | error),

@@ -83,7 +83,8 @@ def test_models():
     assert (model.name, model.base_path) == ("nvae", "/models/nvae")
     assert model.model_platform == "tensorflow"
     assert set(model.version_labels) == {"stable", "canary"}
-    # A label for a version that is not loaded is an error.
+    # A label for a version that is not loaded is an error; at the start, none is loaded yet.
+    assert "--allow_version_labels_for_unavailable_models" in (FILES / "serve.sh").read_text()
     assert set(model.version_labels.values()) <= set(model.model_version_policy.specific.versions)
 
 

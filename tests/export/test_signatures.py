@@ -96,13 +96,35 @@ def test_sample_is_the_first_image_of_the_sampler():
 
 def test_serving_default_is_sample():
     inputs = requests(4)
+    for answer, expected in (
+        (ask("serving_default", **inputs["serving_default"]), ask("sample", **inputs["sample"])),
+        (
+            ask("serving_default", examples=tf.constant([b""])),
+            ask("sample", seed=tf.constant([0], tf.int64), temperature=[1.0]),
+        ),
+    ):
+        assert not any(answer.pop("error"))
+        assert_same(answer, expected)
+
+
+def test_a_bad_example_answers_for_itself():
+    good = requests(4)["serving_default"]["examples"]
+
+    def example(**features):
+        feature = {
+            name: tf.train.Feature(float_list=tf.train.FloatList(value=value))
+            for name, value in features.items()
+        }
+        return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+    bad = [b"\xff", example(seed=[1.0]), example(temperature=[0.5, 0.6])]
+    mixed = ask("serving_default", examples=tf.concat([good, bad], axis=0))
     assert_same(
-        ask("serving_default", **inputs["serving_default"]), ask("sample", **inputs["sample"])
+        {name: value[:4] for name, value in mixed.items()}, ask("serving_default", examples=good)
     )
-    assert_same(
-        ask("serving_default", examples=tf.constant([b""])),
-        ask("sample", seed=tf.constant([0], tf.int64), temperature=[1.0]),
-    )
+    assert [bool(error) for error in mixed["error"]] == 4 * [False] + 3 * [True]
+    assert all(error.startswith(b"not a tf.Example") for error in mixed["error"][4:])
+    assert not mixed["image"][4:].any()
 
 
 def test_decode():

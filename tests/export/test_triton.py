@@ -26,8 +26,10 @@ from export.onnx_files import write_onnx
 def base(tmp_path_factory):
     found = tmp_path_factory.mktemp("export") / "nvae"
     config = ExperimentConfig(model=small_model().config)
-    publish(small_model(), found, Manifest.of(config, step=7), allow_worse=True, write=write_onnx)
-    update_repository(found)
+    manifest = Manifest.of(config, step=7)
+    publish(
+        small_model(), found, manifest, allow_worse=True, write=write_onnx, index=update_repository
+    )
     return found
 
 
@@ -46,14 +48,16 @@ def test_models_and_versions(base, tmp_path):
     for name in NAMES:
         assert (copy / DIRECTORY / f"nvae_{name}" / "1" / f"{name}.onnx").is_file()
     shutil.copytree(copy / "1", copy / "2")
-    update_repository(copy)
+    update_repository(copy, [1, 2])
     assert models(copy) == {key: ["1", "2"] for key in names}
-    shutil.rmtree(copy / "1")
-    update_repository(copy)
+    update_repository(copy, [2])
     assert models(copy) == {key: ["2"] for key in names}
     assert not any(os.path.islink(copy / DIRECTORY / name / "1") for name in names)
-    with pytest.raises(ValueError, match="has no versions"):
-        update_repository(tmp_path)
+    # A link to the directory gives the models its own name.
+    copy.rename(tmp_path / "run7")
+    (tmp_path / "nvae").symlink_to(tmp_path / "run7")
+    update_repository(tmp_path / "nvae", [2])
+    assert models(tmp_path / "run7") == {key: ["2"] for key in names}
 
 
 def test_the_configuration_is_tritons(base):

@@ -11,7 +11,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from nvae_tf.data import evaluation_batches
+from nvae_tf.data import describe, evaluation_batches
 from nvae_tf.evaluation import (
     COLLAPSED_NATS,
     LikelihoodEvaluator,
@@ -186,7 +186,11 @@ class Progress:
             evaluator = LikelihoodEvaluator(InferenceModel(exact, values))
         step = self._trainer.state.steps_done
         result = self._evaluate(self._test_images, step, evaluator)
-        fields = {"split": self._trainer.config.data.test_split, **dataclasses.asdict(result)}
+        fields = {
+            "split": self._trainer.config.data.test_split,
+            "images_sha256": describe(self._test_images)["sha256"],
+            **dataclasses.asdict(result),
+        }
         text = json.dumps({"step": step, **fields}, indent=2)
         write_atomically(self._workdir.evaluation, text + "\n")
         self._warn_of_collapse(step, result)
