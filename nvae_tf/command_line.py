@@ -24,6 +24,7 @@ flags.disclaim_key_flags()
 # What one call of a program may ask for; more is a slip of the finger, or takes all memory.
 MAX_BATCH = 10_000
 MAX_IMAGES = 10_000_000
+MAX_SEED = 2**63 - 1  # what TensorFlow's generators take
 
 
 def _paths_given(flag: str) -> list[str]:

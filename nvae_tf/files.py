@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
+from absl import logging
 
 _SMALL = 1 << 24  # bytes of a text; those of this package have some thousands
 
@@ -80,13 +86,17 @@ def check_output(path: str | os.PathLike) -> None:
 def new_directory(path: str | os.PathLike) -> Iterator[str]:
     """Lets the caller fill a directory under a temporary name, and renames it at the end.
 
+    An empty directory at `path` is replaced; a link leads to the directory that is.
+
     Yields:
       The path of the temporary directory. If the scope ends with an error, it is removed.
 
     Raises:
-      ValueError: if `path` exists and is not an empty directory.
+      ValueError: if `path` exists and is not an empty directory, or is a mount point.
     """
-    path = os.path.normpath(path)
+    path = os.path.realpath(path)
+    if os.path.ismount(path):
+        raise ValueError(f"{path!r} is a mount point; name a directory below it.")
     if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
         raise ValueError(f"{path!r} exists already and is not an empty directory.")
     parent, name = os.path.split(path)
@@ -112,6 +122,52 @@ def make_cache(directory: str | os.PathLike) -> None:
             f"Cannot create {os.fspath(directory)!r} ({error.strerror}), where results are kept. "
             "The variable XDG_CACHE_HOME, or data.cache_dir, names another place for caches."
         ) from error
+
+
+def to_json(fields: Mapping[str, Any]) -> str:
+    """Returns an object as JSON text, with null for numbers that are not finite."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(inside) for name, inside in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inside) for inside in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(fields), indent=2, allow_nan=False) + "\n"
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray] | None:
+    """Reads arrays that can be computed again, from what `write_arrays` wrote.
+
+    Returns:
+      The arrays by name; None if there is no file, or if it is damaged, which is logged.
+
+    Raises:
+      OSError: It cannot be read.
+    """
+    if not os.path.exists(path):
+        return None
+    with open(path, "rb") as file:
+        content = io.BytesIO(file.read())
+    try:
+        with np.load(content) as arrays:  # zipfile verifies the checksums
+            return dict(arrays)
+    # NumPy and zipfile raise these for damage.
+    except (EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        logging.warning("%s is damaged, so it is computed again: %s", path, error)
+        return None
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays by name, whole or not at all.
+
+    Raises:
+      OSError: The directory does not exist or cannot be written.
+    """
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(path, content.getvalue())
 
 
 def read_text(path: str | os.PathLike) -> str:

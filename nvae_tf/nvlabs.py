@@ -12,7 +12,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -29,6 +29,9 @@ from nvae_tf.model.layers.cells import (
 from nvae_tf.model.layers.convolution import Convolution, WeightNormConvolution
 from nvae_tf.model.layers.normalization import BatchNormalization
 from nvae_tf.model.nvae import NVAE
+
+if TYPE_CHECKING:
+    import torch
 
 # Image side and channels by the release's data-set names. Its gray sets are 28x28 padded to 32x32.
 _GRAY = {"image_shape": (32, 32, 1), "padding": 2, "likelihood": "bernoulli", "num_x_bits": 1}
@@ -106,12 +109,22 @@ def load_checkpoint(path: str | os.PathLike) -> NVAE:
         del checkpoint
         checkpoint = _read(path)
         for weight in part:
-            array = checkpoint["state_dict"][weight.key].numpy()
+            array = _to_array(weight.key, checkpoint["state_dict"][weight.key])
             _check_values(weight.key, array)
             weight.variable.assign(weight.to_ours(array))
             unplaced.remove(weight.variable.path)
     assert not unplaced, f"{len(unplaced)} variables have no place in a checkpoint"
     return model
+
+
+def _to_array(key: str, tensor: torch.Tensor) -> np.ndarray:
+    """Converts a tensor; what NumPy has no type for is converted to float32 first."""
+    try:
+        if tensor.is_floating_point():
+            tensor = tensor.detach().float()
+        return tensor.numpy()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{key!r} in the checkpoint is no plain array: {error}") from error
 
 
 def _check_values(key: str, array: np.ndarray) -> None:

@@ -1,12 +1,21 @@
 """Files that appear whole, and sheets of pictures."""
 
+import json
+import math
 import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.files import check_output, make_cache, new_directory, read_json, write_atomically
+from nvae_tf.files import (
+    check_output,
+    make_cache,
+    new_directory,
+    read_json,
+    to_json,
+    write_atomically,
+)
 from nvae_tf.sampling.images import encode_png, image_writer, sheet, to_uint8
 
 
@@ -37,6 +46,23 @@ def test_directories_appear_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path / "below") == ["new"] and os.listdir(path) == ["a.json"]
     with pytest.raises(ValueError, match="not an empty directory"), new_directory(path):
         pass
+    (tmp_path / "empty").mkdir()
+    for link, target in (("to_empty", "empty"), ("to_nothing", "later")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+        with new_directory(tmp_path / link) as directory:
+            write_atomically(f"{directory}/a.json", "one")
+        assert (tmp_path / link).is_symlink() and os.listdir(tmp_path / target) == ["a.json"]
+    with pytest.raises(ValueError, match="is a mount point"), new_directory("/proc"):
+        pass
+
+
+def test_json_has_no_numbers_that_are_not_finite():
+    text = to_json({"a": [math.nan, 1.5], "b": {"c": -math.inf, "d": "NaN"}, "e": (2, True)})
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [None, 1.5],
+        "b": {"c": None, "d": "NaN"},
+        "e": [2, True],
+    }
 
 
 def test_sheet_puts_images_in_rows():

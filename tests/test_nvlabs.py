@@ -375,6 +375,7 @@ def test_a_flipped_bit_is_found(tmp_path):
         ("stem.bias", torch.full((8,), np.inf), "'stem.bias' .*not finite"),
         ("stem.bias", torch.zeros(8, dtype=torch.complex64), "holds complex64, not real"),
         ("stem.bias", torch.zeros(8, dtype=torch.bool), "holds bool, not real"),
+        ("stem.bias", torch.zeros(8).to_sparse(), "'stem.bias' .* is no plain array"),
         ("running_var", -1.0, "negative variance, -1"),
     ],
 )
@@ -388,6 +389,14 @@ def test_values_must_be_weights(tmp_path, key, values, message):
         state[key] = values
     with pytest.raises(ValueError, match=message):
         nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+
+
+def test_half_precision_is_widened(tmp_path):
+    checkpoint = load_raw("nvlabs_mnist_tiny")
+    wide = checkpoint["state_dict"]["stem.bias"]
+    checkpoint["state_dict"]["stem.bias"] = wide.bfloat16()
+    model = nvlabs.load_checkpoint(write(tmp_path, checkpoint))
+    np.testing.assert_array_equal(model.stem.bias, wide.bfloat16().float().numpy())
 
 
 def test_errors_about_keys_stay_short(tmp_path):

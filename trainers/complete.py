@@ -6,8 +6,8 @@ A hole is where a picture is transparent, where the picture --mask is not black,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import math
 import os
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from nvae_tf.command_line import (
     MAX_BATCH,
     MAX_IMAGES,
+    MAX_SEED,
     config_changes,
     define_config_flag,
     define_model_flags,
@@ -29,7 +30,7 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import load_images, preprocess
 from nvae_tf.data.holes import load_mask, load_with_holes, rectangle
 from nvae_tf.evaluation.completion import PixelFrequencies, score
-from nvae_tf.files import check_output, new_directory, write_atomically
+from nvae_tf.files import check_output, new_directory, to_json, write_atomically
 from nvae_tf.sampling.completion import Completer
 from nvae_tf.sampling.images import check_channels, encode_grid, encode_png, show_holes, to_uint8
 
@@ -57,7 +58,9 @@ _STEPS = flags.DEFINE_integer(
     "steps", 100, "Steps of the search for the latent variables.", lower_bound=0
 )
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.1, "Of the first step; it falls to zero.")
-_SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same completions.", lower_bound=0)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "The same seed gives the same completions.", lower_bound=0, upper_bound=MAX_SEED
+)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 32, "Images at a time.", lower_bound=1, upper_bound=MAX_BATCH
 )
@@ -125,19 +128,21 @@ def images_and_holes(config: ExperimentConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_pictures(directory: str, completed: np.ndarray) -> None:
-    """Writes completions (N, M, h, w, C) uint8 as the PNG files of a new directory."""
+    """Writes completions (N, M, h, w, C) uint8 as the PNG files of a directory."""
     digits = max(2, len(str(completed.shape[1] - 1)))
-    with new_directory(directory) as temporary:
-        for number, completions in enumerate(completed):
-            for completion, image in enumerate(completions):
-                name = f"{number:05}_{completion:0{digits}}.png"
-                with open(os.path.join(temporary, name), "wb") as file:
-                    file.write(encode_png(image))
+    for number, completions in enumerate(completed):
+        for completion, image in enumerate(completions):
+            name = f"{number:05}_{completion:0{digits}}.png"
+            with open(os.path.join(directory, name), "wb") as file:
+                file.write(encode_png(image))
 
 
 def main(argv: list[str]) -> None:
-    with usage_errors(argv):
+    with usage_errors(argv), contextlib.ExitStack() as scope:
         check_flags()
+        pictures = None
+        if _PICTURES_OUTPUT.value is not None:  # now, for a directory that cannot be is an error
+            pictures = scope.enter_context(new_directory(_PICTURES_OUTPUT.value))
         trained = _find_model()
         config = config_changes(trained.config)
         check_channels(".png", config.model.image_shape[-1])
@@ -159,8 +164,8 @@ def main(argv: list[str]) -> None:
         # What was seen stays as it is stored, not as the model saw it.
         drawn = to_uint8(np.concatenate([result.images for result in results]))
         completed = np.where(holes[:, None, :, :, None], drawn, images[:, None])
-        if _PICTURES_OUTPUT.value is not None:
-            write_pictures(_PICTURES_OUTPUT.value, completed)
+        if pictures:
+            write_pictures(pictures, completed)
         shown = slice(_SHEET_ROWS)
         columns = [show_holes(images[shown], holes[shown])[:, None], completed[shown]]
         if _PICTURES.value is None:  # else nobody knows what was there
@@ -170,9 +175,9 @@ def main(argv: list[str]) -> None:
             hole_log_prob = np.concatenate([result.hole_log_prob for result in results])
             truth = model.crop_padding(seen).numpy()
             result = score(hole_log_prob, truth, holes, frequencies)
-            text = json.dumps(dataclasses.asdict(result), indent=2)
-            write_atomically(_SCORE.value, text + "\n")
-            print(text)
+            text = to_json(dataclasses.asdict(result))
+            write_atomically(_SCORE.value, text)
+            print(text, end="")
     print(f"{_COMPLETIONS.value} completions of {len(images)} images: {_OUTPUT.value}")
 
 

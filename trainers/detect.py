@@ -16,6 +16,7 @@ from absl import app, flags
 from nvae_tf.command_line import (
     MAX_BATCH,
     MAX_IMAGES,
+    MAX_SEED,
     config_changes,
     data_changes,
     define_config_flag,
@@ -54,7 +55,11 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 100, "Images at a time.", lower_bound=1, upper_bound=MAX_BATCH
 )
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of the choice of images, the binarisation and all draws.", lower_bound=0
+    "seed",
+    0,
+    "Seed of the choice of images, the binarisation and all draws.",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
 )
 _OUTPUT = flags.DEFINE_string(
     "output",

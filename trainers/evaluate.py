@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 
 from absl import app, flags
@@ -10,16 +10,20 @@ from absl import app, flags
 from nvae_tf.command_line import (
     MAX_BATCH,
     MAX_IMAGES,
+    MAX_SEED,
     config_changes,
     define_config_flag,
     define_model_flags,
     usage_errors,
     use_devices,
 )
+from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import load_images
 from nvae_tf.evaluation import FeatureExtractor, InceptionFeatures, SavedModelFeatures
+from nvae_tf.evaluation.reference import MIN_SAMPLES
 from nvae_tf.evaluation.suite import Evaluation, Protocol
-from nvae_tf.files import check_output, write_atomically
+from nvae_tf.files import check_output, to_json, write_atomically
+from nvae_tf.runs.load import TrainedModel
 from nvae_tf.sampling.sampler import OUTPUTS, group_temperatures
 
 _find_model = define_model_flags()
@@ -78,10 +82,20 @@ _REFERENCE_SPLIT = flags.DEFINE_string(
     None,
     "Split that the samples are compared with; default: data.train_split.",
 )
+_OF_SAMPLE_QUALITY = (
+    _FEATURES,
+    _INCEPTION_WEIGHTS,
+    _TEMPERATURE,
+    _PIXELS,
+    _READJUST_BN,
+    _REFERENCE_SPLIT,
+)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 100, "Images at a time.", lower_bound=1, upper_bound=MAX_BATCH
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the binarisation and all draws.", lower_bound=0)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the binarisation and all draws.", lower_bound=0, upper_bound=MAX_SEED
+)
 _PER_IMAGE = flags.DEFINE_string(
     "per_image", None, "CSV file to write with the bounds of each image."
 )
@@ -100,6 +114,27 @@ def make_extractor() -> FeatureExtractor:
     return SavedModelFeatures(_FEATURES.value)
 
 
+def check_flags(config: ExperimentConfig, trained: TrainedModel) -> None:
+    """Raises a ValueError if flags have no effect, or the run's evaluation would be another's."""
+    if _NUM_SAMPLES.value:
+        if _NUM_SAMPLES.value < MIN_SAMPLES:
+            raise ValueError(
+                f"--num_samples must be at least {MIN_SAMPLES}, received {_NUM_SAMPLES.value}."
+            )
+    else:
+        for flag in _OF_SAMPLE_QUALITY:
+            if flag.present:
+                raise ValueError(
+                    f"--{flag.name} is about the sample quality, which --num_samples=0 leaves out."
+                )
+    places = {name: getattr(config.data, name) for name in ("data_dir", "cache_dir")}
+    if dataclasses.replace(trained.config.data, **places) != config.data and not _OUTPUT.value:
+        raise ValueError(
+            "--config.data says other images than the run's own, whose evaluation stays: say with "
+            "--output where the result goes."
+        )
+
+
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         trained = _find_model()
@@ -109,6 +144,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"The output must end in .json, received {output!r}.")
         for path in filter(None, (output, _PER_IMAGE.value)):
             check_output(path)
+        check_flags(config, trained)
         group_temperatures(config.model, _TEMPERATURE.value)  # fails early on a wrong flag
         use_devices()
         extractor = make_extractor() if _NUM_SAMPLES.value else None
@@ -117,12 +153,7 @@ def main(argv: list[str]) -> None:
         model = trained.load()
 
         evaluation = Evaluation(config, model, split, images, _BATCH_SIZE.value, _SEED.value)
-        per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value)
-        if _PER_IMAGE.value:
-            write_atomically(_PER_IMAGE.value, per_image.to_csv())
-        if _NUM_HIERARCHY_IMAGES.value:
-            evaluation.measure_hierarchy(_NUM_HIERARCHY_IMAGES.value)
-        if extractor:
+        if extractor:  # first, for most of what can be wrong with flags is wrong here
             protocol = Protocol(
                 num_samples=_NUM_SAMPLES.value,
                 temperature=tuple(map(float, _TEMPERATURE.value)),
@@ -132,12 +163,17 @@ def main(argv: list[str]) -> None:
                 seed=_SEED.value,
             )
             evaluation.measure_sample_quality(protocol, extractor, trained.batch_norm)
-        text = json.dumps({"step": trained.step, **evaluation.result()}, indent=2)
+        per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value)
+        if _PER_IMAGE.value:
+            write_atomically(_PER_IMAGE.value, per_image.to_csv())
+        if _NUM_HIERARCHY_IMAGES.value:
+            evaluation.measure_hierarchy(_NUM_HIERARCHY_IMAGES.value)
+        text = to_json({"step": trained.step, **evaluation.result()})
         if output:
-            write_atomically(output, text + "\n")
+            write_atomically(output, text)
             report = os.path.splitext(output)[0] + ".html"
             write_atomically(report, evaluation.report(trained.origin))
-    print(text)
+    print(text, end="")
 
 
 def run() -> None:

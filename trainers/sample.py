@@ -10,6 +10,7 @@ from tqdm import tqdm
 from nvae_tf.command_line import (
     MAX_BATCH,
     MAX_IMAGES,
+    MAX_SEED,
     define_model_flags,
     usage_errors,
     use_devices,
@@ -42,7 +43,9 @@ _NUM_SAMPLES = flags.DEFINE_integer(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 64, "Images at a time.", lower_bound=1, upper_bound=MAX_BATCH
 )
-_SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same images.", lower_bound=0)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "The same seed gives the same images.", lower_bound=0, upper_bound=MAX_SEED
+)
 _OUTPUT = flags.DEFINE_string(
     "output",
     "samples.png",

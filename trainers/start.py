@@ -8,6 +8,7 @@ standard error to a file, and Python's own to the terminal; then it imports the 
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import importlib
 import os
 import sys
@@ -47,6 +48,7 @@ class _Log:
         sys.stderr = open(  # noqa: SIM115 - it stays open as long as the process
             terminal, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1
         )
+        faulthandler.enable(sys.stderr)  # a crash of TensorFlow's own has no Python exception
         self._hook = sys.excepthook
         self._keep = False
         sys.excepthook = self._report

@@ -49,7 +49,7 @@ class HierarchyResult:
 
 
 class HierarchyEvaluator:
-    """Measures a model group by group; traces it once, however often it is called.
+    """Measures a model group by group; traces it for whole and partial batches only.
 
     Args:
       model: The model to measure, with its moving averages. An `NVAE` is prepared anew for each

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import io
 import os
-import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -14,9 +13,10 @@ from absl import logging
 
 from nvae_tf.evaluation.features import FeatureExtractor
 from nvae_tf.evaluation.moments import Moments
-from nvae_tf.files import write_atomically
+from nvae_tf.files import make_cache, read_arrays, write_arrays
 
 MAX_KEPT_FEATURES = 10_000
+MIN_SAMPLES = 4  # that precision and recall need
 _LAYOUT = 1  # version of the file's layout, which is part of the key in its name
 
 
@@ -35,6 +35,7 @@ def reference_features(
     cache_dir: str | os.PathLike,
     batch_size: int = 100,
     after_batch: Callable[[int], None] | None = None,
+    prepare: Callable[[np.ndarray, int], np.ndarray] | None = None,
 ) -> ReferenceFeatures:
     """Computes the features of real images, or reads them from the cache.
 
@@ -52,49 +53,66 @@ def reference_features(
       batch_size: Number of images that are computed at a time.
       after_batch: Called with the batch's size after each batch, to show progress. It is not
         called if the features are read from the cache.
+      prepare: Makes of some images (B, h, w, C) uint8, and the number of the first of them, those
+        that count; None: they count as they are.
 
     Raises:
       ValueError: if the images have another type or shape, or are fewer than the four that
         precision and recall need.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 4:
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) < MIN_SAMPLES:
         raise ValueError(
-            "Reference images must be at least 4, (N, h, w, C) uint8; "
+            f"Reference images must be at least {MIN_SAMPLES}, (N, h, w, C) uint8; "
             f"received {images.shape} {images.dtype}."
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, received {batch_size}.")
-    os.makedirs(cache_dir, exist_ok=True)
-    path = os.path.join(cache_dir, f"features-{_key(images, extractor)}.npz")
+    make_cache(cache_dir)
+    rows = functools.partial(_rows, images, prepare)
+    path = os.path.join(cache_dir, f"features-{_key(images.shape, rows, extractor)}.npz")
     reference = _read(path, len(images), extractor)
     if reference is None:
-        reference = _compute(images, extractor, batch_size, after_batch)
+        reference = _compute(len(images), rows, extractor, batch_size, after_batch)
         _write(path, reference)
     return reference
 
 
-def _key(images: np.ndarray, extractor: FeatureExtractor) -> str:
-    facts = f"{_LAYOUT} {MAX_KEPT_FEATURES} {extractor.fingerprint} {images.shape} "
+def _rows(
+    images: np.ndarray,
+    prepare: Callable[[np.ndarray, int], np.ndarray] | None,
+    start: int,
+    count: int,
+) -> np.ndarray:
+    """Returns some images from `start` on; those in a mapped file need not all fit into memory."""
+    chosen = images[start : start + count]
+    return np.ascontiguousarray(prepare(chosen, start) if prepare else chosen)
+
+
+def _key(
+    shape: tuple[int, ...], rows: Callable[[int, int], np.ndarray], extractor: FeatureExtractor
+) -> str:
+    facts = f"{_LAYOUT} {MAX_KEPT_FEATURES} {extractor.fingerprint} {shape} "
     digest = hashlib.sha256(facts.encode())
-    for start in range(0, len(images), 1000):  # images in a mapped file need not fit into memory
-        digest.update(np.ascontiguousarray(images[start : start + 1000]).data)
+    for start in range(0, shape[0], 1000):
+        digest.update(rows(start, 1000).data)
     return digest.hexdigest()[:32]
 
 
 def _compute(
-    images: np.ndarray,
+    count: int,
+    rows: Callable[[int, int], np.ndarray],
     extractor: FeatureExtractor,
     batch_size: int,
     after_batch: Callable[[int], None] | None,
 ) -> ReferenceFeatures:
     # The choice is random because data sets may be sorted.
-    order = np.random.default_rng(0).permutation(len(images))
-    chosen = np.zeros(len(images), bool)
+    order = np.random.default_rng(0).permutation(count)
+    chosen = np.zeros(count, bool)
     chosen[order[:MAX_KEPT_FEATURES]] = True
-    moments = Moments(extractor(images[:1]).shape[1])
+    moments = Moments(extractor(rows(0, 1)).shape[1])
     kept = []
-    for start in range(0, len(images), batch_size):
-        features = extractor(images[start : start + batch_size])
+    for start in range(0, count, batch_size):
+        features = extractor(rows(start, batch_size))
         moments.update(features)
         kept.append(features[chosen[start : start + batch_size]])
         if after_batch:
@@ -103,39 +121,27 @@ def _compute(
 
 
 def _write(path: str, reference: ReferenceFeatures) -> None:
-    content = io.BytesIO()
     moments = reference.moments
-    np.savez(
-        content,
-        count=moments.count,
-        mean=moments.mean,
-        scatter=moments.scatter,
-        features=reference.features,
-    )
-    write_atomically(path, content.getvalue())
+    arrays = {"count": moments.count, "mean": moments.mean, "scatter": moments.scatter}
+    write_arrays(path, arrays | {"features": reference.features})
 
 
 def _read(path: str, num_images: int, extractor: FeatureExtractor) -> ReferenceFeatures | None:
-    if not os.path.exists(path):
+    arrays = read_arrays(path)
+    if arrays is None:
         return None
-    with open(path, "rb") as file:
-        content = io.BytesIO(file.read())
-    try:
-        with np.load(content) as arrays:  # zipfile verifies the checksums
-            count, mean, scatter, features = (
-                arrays[name] for name in ("count", "mean", "scatter", "features")
-            )
-        dimension, kept = len(mean), min(num_images, MAX_KEPT_FEATURES)
-        if (
-            count != num_images
-            or scatter.shape != (dimension, dimension)
-            or features.shape != (kept, dimension)
-        ):
-            raise ValueError(f"{count} images, features of shape {features.shape}")
-    # numpy and zipfile raise these for damage. An OSError, for lack of permission, is passed on.
-    except (EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-        logging.warning("%s is damaged, its features are computed again: %s", path, error)
+    dimension, kept = len(arrays.get("mean", ())), min(num_images, MAX_KEPT_FEATURES)
+    shapes = {
+        "count": (),
+        "mean": (dimension,),
+        "scatter": (dimension, dimension),
+        "features": (kept, dimension),
+    }
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != shapes or arrays["count"] != num_images:
+        logging.warning("%s is damaged, so it is computed again: it holds %s", path, found)
         return None
     moments = Moments(dimension)
-    moments.count, moments.mean, moments.scatter = int(count), mean, scatter
-    return ReferenceFeatures(moments, features, extractor.fingerprint)
+    moments.count = int(arrays["count"])
+    moments.mean, moments.scatter = arrays["mean"], arrays["scatter"]
+    return ReferenceFeatures(moments, arrays["features"], extractor.fingerprint)

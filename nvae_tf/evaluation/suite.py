@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from nvae_tf.config import ExperimentConfig, ModelConfig
-from nvae_tf.data import cache_directory, evaluation_batches, load_images
+from nvae_tf.data import cache_directory, describe, evaluation_batches, load_images
 from nvae_tf.data.pipeline import quantize
 from nvae_tf.evaluation import (
     FeatureExtractor,
@@ -26,6 +27,7 @@ from nvae_tf.evaluation import (
     sample_quality,
 )
 from nvae_tf.model.nvae import NVAE
+from nvae_tf.noise import uniform_rows
 from nvae_tf.sampling.images import sheet, to_uint8
 from nvae_tf.sampling.readjustment import readjusted, stored_statistics
 from nvae_tf.sampling.sampler import Sampler
@@ -94,11 +96,12 @@ class Evaluation:
             self._likelihoods = evaluator.per_image(
                 self._batches(), num_iw_samples, self._seed, after_batch=bar.update
             )
-        wrong = int(np.sum(~np.isfinite(self._likelihoods.negative_elbo)))
+        bounds = self._likelihoods.negative_elbo, self._likelihoods.iw_bound
+        wrong = int(np.sum(~np.isfinite(bounds).all(axis=0)))
         if wrong:
             raise ValueError(
-                f"The -ELBO of {wrong} of {len(self._images)} images is not finite: the weights of "
-                "this checkpoint are of no use."
+                f"The bounds of {wrong} of {len(self._images)} images are not finite: the weights "
+                "of this checkpoint are of no use."
             )
         return self._likelihoods
 
@@ -121,10 +124,11 @@ class Evaluation:
           batch_norm: The directory that keeps the readjusted batch-norm statistics.
         """
         data, model = self._config.data, self._config.model
-        real = _as_generated(load_images(data, model, protocol.reference_split), model)
+        real = load_images(data, model, protocol.reference_split)
+        prepare = _as_generated(model, protocol.pixels, self._seed)
         with _bar("reference features", len(real)) as bar:
             reference = reference_features(
-                real, extractor, cache_directory(data), self._batch_size, bar.update
+                real, extractor, cache_directory(data), self._batch_size, bar.update, prepare
             )
         with contextlib.ExitStack() as scope:
             if protocol.readjust_bn:
@@ -167,7 +171,7 @@ class Evaluation:
         if nested["sample_quality"]:
             protocol = nested["sample_quality"].pop("protocol")
             sections["Sample quality"] = nested["sample_quality"]
-            sections["How these samples were drawn"] = protocol
+            sections["How the samples of the sample quality were drawn"] = protocol
         images = _curves(self._hierarchy, self._config.model) if self._hierarchy else []
         if self._config.model.image_shape[-1] in (1, 3, 4):  # the channels that a PNG can have
             images += [self._strips(), *self._samples()]
@@ -187,22 +191,34 @@ class Evaluation:
         sampler = Sampler(self._model, batch_size=_SAMPLES)
         return [
             (
-                f"Samples at temperature {temperature}.",
+                f"Samples at temperature {temperature}, with batch normalisation as trained.",
                 sheet(next(sampler.batches(_SAMPLES, temperature, self._seed)), columns=_SHOWN),
             )
             for temperature in _TEMPERATURES
         ]
 
 
-def _as_generated(images: np.ndarray, model: ModelConfig) -> np.ndarray:
-    """Rounds images (N, h, w, C) uint8 to the values that generated images can have.
+def _as_generated(
+    model: ModelConfig, pixels: str, seed: int
+) -> Callable[[np.ndarray, int], np.ndarray] | None:
+    """Returns what gives images (B, h, w, C) uint8 the values that generated ones can have.
 
-    Images of a Bernoulli model stay as they are, because the means it generates have all values.
+    The means that a Bernoulli model generates have all values, its samples are black and white.
     """
-    if model.likelihood == "bernoulli" or model.num_x_bits == 8:
-        return images
+    if model.likelihood == "bernoulli":
+        if pixels == "mean":
+            return None
+
+        def binarise(images: np.ndarray, first: int) -> np.ndarray:
+            seeds = tf.constant([seed, 0], tf.int64)
+            uniform = uniform_rows(len(images), images.shape[1:], seeds, first).numpy()
+            return np.where(255 * uniform < images, 255, 0).astype(np.uint8)
+
+        return binarise
+    if model.num_x_bits == 8:
+        return None
     levels = to_uint8(quantize(np.arange(256, dtype=np.float32), model.num_x_bits))
-    return levels[images]
+    return lambda images, _: levels[images]
 
 
 def _curves(result: HierarchyResult, model: ModelConfig) -> list[tuple[str, np.ndarray]]:

@@ -54,7 +54,9 @@ def write_checkpoint(
     items: Mapping[str, tf.Tensor],
     keep: int,
 ) -> None:
-    """Writes a checkpoint, whole or not at all, and then removes the oldest ones.
+    """Writes a checkpoint, whole or not at all, and then removes those that are not kept.
+
+    The older ones go, and those of later steps: a run that writes this one has taken them back.
 
     Args:
       directory: Where it goes; created if need be.
@@ -77,8 +79,11 @@ def write_checkpoint(
     _remove(prefix)  # its index first, which must not point into the data of another save
     for suffix in (".data-00000-of-00001", ".index"):
         os.replace(temporary + suffix, prefix + suffix)
-    for old in checkpoints(directory)[:-keep]:
-        _remove(old)
+    others = checkpoints(directory)
+    kept = [other for other in others if checkpoint_step(other) <= step][-keep:]
+    for other in others:
+        if other not in kept:
+            _remove(other)
 
 
 def _remove(prefix: str) -> None:

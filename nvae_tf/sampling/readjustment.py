@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from nvae_tf.devices import on_devices
-from nvae_tf.files import make_cache, write_atomically
+from nvae_tf.files import make_cache, read_arrays, write_arrays
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE
@@ -196,16 +194,13 @@ def stored_statistics(
         digest.update(variable.numpy().tobytes())
     make_cache(directory)
     path = os.path.join(directory, f"{digest.hexdigest()[:32]}.npz")
-    if os.path.exists(path):
-        with np.load(path) as arrays:
-            return dict(arrays)
+    known = read_arrays(path)
+    if known is not None:
+        return known
     statistics = generative_statistics(
         model, temperatures, passes, samples_per_pass, seed, after_pass
     )
-    content = io.BytesIO()
-    named: dict[str, Any] = dict(statistics)
-    np.savez(content, **named)
-    write_atomically(path, content.getvalue())
+    write_arrays(path, statistics)
     return statistics
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from nvae_tf.evaluation import reference as reference_module
+from nvae_tf.evaluation import suite
 from nvae_tf.evaluation.features import FeatureExtractor
 from nvae_tf.evaluation.kernel_distance import kernel_distance
 from nvae_tf.evaluation.moments import Moments, frechet_distance
 from nvae_tf.evaluation.precision_recall import precision_recall
 from nvae_tf.evaluation.reference import reference_features
 from nvae_tf.evaluation.sample_quality import sample_quality
+from tests.conftest import tiny_model_config
 
 # The package has a function of the same name.
 MODULE = importlib.import_module("nvae_tf.evaluation.sample_quality")
@@ -131,6 +133,37 @@ def test_features_are_kept_of_some_and_moments_of_all(tmp_path, monkeypatch):
     features = Corners()(drawn)
     assert result.fid == pytest.approx(frechet_distance(reference.moments, moments_of(features)))
     assert result.kid == pytest.approx(kernel_distance(reference.features, features[:9])[0])
+
+
+def test_references_are_prepared_by_the_batch(tmp_path):
+    images = pictures(25, 0)
+    sizes = []
+
+    def prepare(some, first):
+        np.testing.assert_array_equal(some, images[first : first + len(some)])
+        sizes.append(len(some))
+        return 255 - some
+
+    prepared = reference_features(images, Corners(), tmp_path, 10, prepare=prepare)
+    assert sizes == [25, 1, 10, 10, 5]  # for the key, for the features' number, for the features
+    assert_same(prepared, reference_features(255 - images, Corners(), tmp_path / "other"))
+
+
+@pytest.mark.parametrize("pixels", ["mean", "sample"])
+def test_references_have_the_values_of_generated_images(pixels):
+    images = np.random.default_rng(0).integers(256, size=(50, 8, 8, 1), dtype=np.uint8)
+    binary = tiny_model_config()
+    prepare = suite._as_generated(binary, pixels, seed=3)
+    if pixels == "mean":
+        assert prepare is None
+    else:
+        black_and_white = prepare(images, 0)
+        assert set(np.unique(black_and_white)) == {0, 255}
+        assert abs(black_and_white.mean() - images.mean()) < 5
+        np.testing.assert_array_equal(prepare(images[20:], 20), black_and_white[20:])
+    coarse = tiny_model_config(likelihood="logistic_mixture", num_x_bits=2)
+    assert set(np.unique(suite._as_generated(coarse, pixels, 0)(images, 0))) == {0, 85, 170, 255}
+    assert suite._as_generated(dataclasses.replace(coarse, num_x_bits=8), pixels, 0) is None
 
 
 def test_reference_images_that_do_not_fit(tmp_path):

@@ -14,7 +14,22 @@ LONGEST = 240  # seconds, on a busy machine
 DEFAULTS = ExperimentConfig().flat()
 TINY = {k: v for k, v in tiny_experiment_config().flat().items() if v != DEFAULTS[k]}
 VALUES = (
-    *("", "nan", "inf", "-inf", "1e309", "-1", "0", "1", "2", "3", "7", "0.5", "99999999999999"),
+    *(
+        "",
+        "nan",
+        "inf",
+        "-inf",
+        "1e309",
+        "-1",
+        "0",
+        "1",
+        "2",
+        "3",
+        "7",
+        "0.5",
+        "99999999999999",
+        str(2**64),
+    ),
     *("true", "None", "x", "()", "(1,)", "(8,8,1)", "(0,0,0)", "[]", "{}", "\x1b[2J", "/dev/null"),
     *("fashion_mnist_embedded", "mnist:9.9.9", "bernoulli", "float32", "res_mbconv", "a" * 300),
 )

@@ -147,7 +147,7 @@ def test_never_nan_even_where_channels_are_constant(temperature, eager):
     assert logits.std() > 0
 
 
-def test_a_result_is_computed_once_for_all_that_it_depends_on(model, tmp_path, monkeypatch):
+def test_a_result_is_computed_once_for_all_that_it_depends_on(model, tmp_path, monkeypatch, caplog):
     calls = []
 
     def compute(model, temperatures, *arguments):
@@ -178,6 +178,10 @@ def test_a_result_is_computed_once_for_all_that_it_depends_on(model, tmp_path, m
     assert len(calls) == 6
     names = os.listdir(tmp_path / "below")
     assert len(names) == 6 and all(name.endswith(".npz") for name in names)
+    for path in (tmp_path / "below").iterdir():
+        path.write_bytes(path.read_bytes()[:-30])
+    assert get().keys() == first.keys()
+    assert len(calls) == 7 and "damaged" in caplog.text
 
 
 def test_wrong_requests(model, statistics):

@@ -140,6 +140,11 @@ BAD = {
         "A direction leads from one class to another.",
     ),
     "no classes": ("projector", ["--classes={tmp}/none"], "There is no directory"),
+    "pictures where pictures are": (
+        "complete",
+        ["--hole=0,0,4,4", "--pictures_output={classes}"],
+        "is not an empty directory",
+    ),
     "nothing but pictures": (
         "projector",
         ["--classes={classes}/dark"],

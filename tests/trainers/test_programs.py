@@ -201,12 +201,19 @@ def test_wrong_usage_of_the_others(tmp_path, module, arguments, message):
         ("--per_image=no/such/x.csv", "there is no directory"),
         ("--temperature=1,2,3,4,5", "temperature must be one number"),
         ("--features=no/such/model", "no/such/model"),
+        ("--num_samples=2", "--num_samples must be at least 4"),
+        ("--num_samples=0 --temperature=0.7", "--temperature is about the sample quality"),
+        ("--output= --config.data.name=idx", "say with --output where the result goes"),
     ],
 )
 def test_wrong_usage_of_evaluate(finished, tmp_path, argument, message):
     output = f"--output={tmp_path / 'result.json'}"
     process = Program(
-        "trainers.evaluate", f"--workdir={finished.path}", "--num_samples=9", output, argument
+        "trainers.evaluate",
+        f"--workdir={finished.path}",
+        "--num_samples=9",
+        output,
+        *argument.split(),
     )
     _, err = process.communicate()
     assert process.returncode == 1 and message in err and "Traceback" not in err

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,18 @@ def test_ctrl_c_needs_no_traceback():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
+
+
+def test_a_crash_of_a_library_is_seen():
+    code = (
+        "import trainers.start, types, sys, os\n"
+        "sys.modules['p'] = types.SimpleNamespace(run=os.abort, __name__='p', __doc__='d')\n"
+        "trainers.start._start('p')"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (
+        process.returncode == -signal.SIGABRT and b"Fatal Python error: Aborted" in process.stderr
+    )
 
 
 def test_a_crash_names_the_log(tmp_path):

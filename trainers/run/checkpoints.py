@@ -19,6 +19,7 @@ from nvae_tf.runs.checkpoint_files import (
     write_checkpoint,
 )
 from nvae_tf.runs.workdir import Workdir
+from trainers.run.state import holds_weights_alone
 from trainers.run.trainer import DivergedError, Trainer
 
 _BEST = "best"  # the name of the best -ELBO in a checkpoint
@@ -34,6 +35,9 @@ class Checkpointer:
     Args:
       trainer: The trainer whose state it is.
       workdir: Where the checkpoints go; nothing is created before the first save.
+
+    Attributes:
+      restored_weights_alone: Whether the checkpoint that was restored last has nothing else.
     """
 
     def __init__(self, trainer: Trainer, workdir: Workdir):
@@ -41,6 +45,7 @@ class Checkpointer:
         self._workdir = workdir
         self._best = math.inf  # -ELBO of the best checkpoint, nats
         self._damaged: list[str] = []
+        self.restored_weights_alone = False
 
     def restore(self) -> bool:
         """Restores the newest checkpoint that is whole; returns whether there was one.
@@ -55,7 +60,9 @@ class Checkpointer:
         faults = {prefix: "it has no index" for prefix in without_index(directory)}
         for prefix in reversed(checkpoints(directory)):
             try:
-                self._trainer.state.restore(CheckpointReader(prefix))
+                reader = CheckpointReader(prefix)
+                self._trainer.state.restore(reader)
+                self.restored_weights_alone = holds_weights_alone(reader)
             except DamagedCheckpointError as error:
                 faults[prefix] = str(error)
                 self._damaged.append(prefix)

@@ -187,13 +187,13 @@ class _Run:
             self._checkpointer.clear_leftovers()
         if restored:
             self.say(f"Resuming after step {self.step} of {total}.")
+        elif initial:
+            trainer.state.start_from(initial.values)
+            self.say(f"Starting from the weights of {initial.origin!r}.")
         else:
-            if initial:
-                trainer.state.start_from(initial.values)
-                self.say(f"Starting from the weights of {initial.origin!r}.")
-            else:
-                trainer.initialize_from_batch(self._batch())
-            self._save()  # so that there is always something to go back to
+            trainer.initialize_from_batch(self._batch())
+        if not restored or self._checkpointer.restored_weights_alone:
+            self._save()  # so that there is always something whole to go back to
         self._batches: tf.distribute.DistributedDataset = trainer.batches(self._images)
         seconds = trainer.trace(self._batches)
         self.say(
@@ -277,6 +277,8 @@ class _Run:
         rollbacks = int(trainer.state.guard.rollbacks.numpy()) + 1
         self._checkpointer.restore()  # first, for looking for the culprit may fail
         trainer.check_agreement()
+        if self._chief:
+            self._checkpointer.clear_leftovers()
         self._batches = trainer.batches(self._images)
         culprit = first_non_finite(trainer, failed, step, batch)
         if rollbacks > self._config.train.max_rollbacks:

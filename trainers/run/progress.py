@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -18,7 +17,7 @@ from nvae_tf.evaluation import (
     LikelihoodResult,
     collapsed_groups,
 )
-from nvae_tf.files import write_atomically
+from nvae_tf.files import to_json, write_atomically
 from nvae_tf.model.inference import InferenceModel
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.runs.workdir import Workdir
@@ -191,8 +190,7 @@ class Progress:
             "images_sha256": describe(self._test_images)["sha256"],
             **dataclasses.asdict(result),
         }
-        text = json.dumps({"step": step, **fields}, indent=2)
-        write_atomically(self._workdir.evaluation, text + "\n")
+        write_atomically(self._workdir.evaluation, to_json({"step": step, **fields}))
         self._warn_of_collapse(step, result)
         self._summaries.end(success=True)
         self.close()

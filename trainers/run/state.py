@@ -158,7 +158,7 @@ class TrainState(tf.Module):
         """
         reader.check_layout(self._variables_of_model)
         parts, scalars = self._parts(), self._scalars()
-        weights_alone = not reader.has_part("momentum")
+        weights_alone = holds_weights_alone(reader)
         if weights_alone:
             parts, scalars = {MODEL: parts[MODEL]}, {}
         names = [f"{part}/{path}" for part, ms in parts.items() for m in ms for path in m.paths]
@@ -173,3 +173,8 @@ class TrainState(tf.Module):
             variable.assign(values[name])
         if weights_alone and self.average:
             self.average.assign(self.weights.values())
+
+
+def holds_weights_alone(reader: CheckpointReader) -> bool:
+    """Returns whether a checkpoint, such as an imported one, has nothing but a run's weights."""
+    return not reader.has_part("momentum")

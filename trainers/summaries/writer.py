@@ -91,6 +91,7 @@ class Summaries:
         """Goes on after an earlier step, and removes what was logged since."""
         self._train.close()
         self._validation.close()
+        self._last = None
         self._open(step)
 
     def _describe(self, facts: Mapping[str, object]) -> None:

@@ -8,7 +8,6 @@ would not be comparable if the pipeline's examples have changed in between.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from typing import Any
 
@@ -17,6 +16,7 @@ import tensorflow as tf
 
 from export.manifest import read_manifest
 from nvae_tf.data import load_images
+from nvae_tf.files import to_json
 from nvae_tf.runs.workdir import Workdir
 
 _BATCH = 100
@@ -41,7 +41,7 @@ class Verdict:
 
     def to_json(self) -> str:
         """Returns the fields and `blessed` as JSON text."""
-        return json.dumps({"blessed": self.blessed, **dataclasses.asdict(self)}, indent=2) + "\n"
+        return to_json({"blessed": self.blessed, **dataclasses.asdict(self)})
 
 
 def compare_with_baseline(model: str, run: str, baseline: str | None) -> Verdict:

@@ -10,9 +10,11 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
+from nvae_tf import NVAE
 from nvae_tf.model.stacks import StackedVariables, StackLayout
 from nvae_tf.model.towers import Towers
 from nvae_tf.runs.checkpoint_files import CheckpointReader, write_checkpoint
+from nvae_tf.runs.load import save_weights
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import small_experiment_config
 from tests.trainers.run.test_trainer import stored_images
@@ -98,6 +100,12 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     trainer.state.step.assign(5)
     checkpointer.save_if_best(3.5)
     assert workdir.checkpoint("best").endswith("best/ckpt-3")
+    # A run that has gone back finds a better one at an earlier step.
+    trainer.state.step.assign(1)
+    checkpointer.save()
+    checkpointer.save_if_best(2.0)
+    assert workdir.checkpoint("best").endswith("best/ckpt-1")
+    assert workdir.latest_checkpoint().endswith("/ckpt-1")
 
 
 def test_what_a_killed_save_leaves_is_removed(tmp_path):
@@ -143,6 +151,18 @@ def test_a_diverging_run_goes_back_and_learns_more_slowly(tmp_path, monkeypatch,
     assert "Finished" in printed and "rollback 3" not in printed
     guard = held["trainer"].state.guard
     assert int(guard.rollbacks) == 2 and float(guard.learning_rate_factor) == 0.25
+
+
+@pytest.mark.slow
+def test_an_imported_run_goes_back_as_a_whole(tmp_path, monkeypatch, capsys):
+    config, workdir = small_experiment_config(steps=4, checkpoint_every=4), Workdir(tmp_path)
+    workdir.write_config(config)
+    save_weights(NVAE(config.model), workdir)
+    held = poison(monkeypatch, [2])
+    train(config, workdir)
+    printed = capsys.readouterr().out
+    assert "Back to step 0, with 0.5 times the learning rate" in printed and "Finished" in printed
+    assert int(held["trainer"].state.iterations) == 4
 
 
 @pytest.mark.slow

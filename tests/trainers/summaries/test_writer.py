@@ -13,9 +13,15 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 import nvae_tf
 from nvae_tf.data import evaluation_batches, load_images
 from nvae_tf.evaluation import ACTIVE_CHANNEL_NATS, COLLAPSED_NATS
+from nvae_tf.model.inference import InferenceModel
+from nvae_tf.runs.workdir import Workdir
 from nvae_tf.sampling.images import to_uint8
 from nvae_tf.sampling.latents import reconstruct
 from nvae_tf.sampling.sampler import Sampler
+from tests.conftest import random_images, tiny_experiment_config
+from trainers.run.strategies import make_strategy
+from trainers.run.trainer import Trainer
+from trainers.summaries import Speed, Summaries
 from trainers.summaries.event_files import event_files, open_writer, read_scalars
 from trainers.summaries.gallery import Gallery
 
@@ -271,6 +277,24 @@ def test_what_a_killed_run_logged_after_its_checkpoint_is_removed(tmp_path):
         assert steps == [1, 2, 3, 4] and logged.tolist() == [1, 1, 2, 2]
     values = read_scalars(str(tmp_path), "kl/group")
     assert values == {s: {"kl/group_00": v} for s, v in ((1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0))}
+
+
+def test_a_run_that_goes_back_draws_nothing_of_undone_steps(tmp_path):
+    config = tiny_experiment_config()
+    trainer = Trainer(config, make_strategy("one_device"), num_images=100)
+    images = np.random.default_rng(0).integers(256, size=(8, *config.model.content_shape))
+    batches = iter(trainer.batches(images.astype(np.uint8)))
+    model = InferenceModel(trainer.model, trainer.state.evaluation_values())
+    examples = random_images(config.model, 4)
+    workdir = Workdir(tmp_path)
+    layers = trainer.regularizer.layers
+    summaries = Summaries(workdir, config, model, layers, examples, step=0, facts={})
+    summaries.log_step(2, trainer.step(batches), Speed(1.0, 0.0))
+    summaries.restart(0)
+    summaries.log_images(1)
+    summaries.close()
+    assert "kl/over_time" not in read(f"{workdir.tensorboard}/train").Tags()["tensors"]
+    assert "reconstructions/pairs" in read(f"{workdir.tensorboard}/validation").Tags()["tensors"]
 
 
 def test_an_event_file_without_its_end_is_read_up_to_there(tmp_path):
