@@ -128,7 +128,8 @@ def check_flags(config: ExperimentConfig, trained: TrainedModel) -> None:
                     f"--{flag.name} is about the sample quality, which --num_samples=0 leaves out."
                 )
     places = {name: getattr(config.data, name) for name in ("data_dir", "cache_dir")}
-    if dataclasses.replace(trained.config.data, **places) != config.data and not _OUTPUT.value:
+    others = dataclasses.replace(trained.config.data, **places) != config.data
+    if others and trained.evaluation_path and not _OUTPUT.value:
         raise ValueError(
             "--config.data says other images than the run's own, whose evaluation stays: say with "
             "--output where the result goes."
