@@ -146,7 +146,7 @@ def test_references_are_prepared_by_the_batch(tmp_path):
 
     prepared = reference_features(images, Corners(), tmp_path, 10, prepare=prepare)
     assert sizes == [25, 1, 10, 10, 5]  # for the key, for the features' number, for the features
-    assert_same(prepared, reference_features(255 - images, Corners(), tmp_path / "other"))
+    assert_same(prepared, reference_features(255 - images, Corners(), tmp_path / "other", 10))
 
 
 @pytest.mark.parametrize("pixels", ["mean", "sample"])

@@ -189,10 +189,10 @@ def test_examples_have_defaults():
         example(temperature=temperature, image=image),
         example(seed=seed, temperature=temperature),
     ]
-    seeds, temperatures = read_examples(tf.constant(examples))
+    seeds, temperatures, errors = read_examples(tf.constant(examples))
     np.testing.assert_array_equal(seeds, [0, 9, 0, 9])
     np.testing.assert_array_equal(temperatures, [1, 1, 0.5, 0.5])
-    assert seeds.dtype == tf.int64
+    assert seeds.dtype == tf.int64 and not any(errors.numpy())
 
 
 def test_allowed_temperatures():

