@@ -279,7 +279,8 @@ class Trainer:
 
 
 def _sum_over_replicas(number: tf.Tensor) -> tf.Tensor:
-    return tf.distribute.get_replica_context().all_reduce("sum", number)
+    own = tf.identity(number)  # an argument has no device, which the sum needs
+    return tf.distribute.get_replica_context().all_reduce("sum", own)
 
 
 def _for_group(

@@ -158,7 +158,7 @@ def test_an_imported_run_goes_back_as_a_whole(tmp_path, monkeypatch, capsys):
     config, workdir = small_experiment_config(steps=4, checkpoint_every=4), Workdir(tmp_path)
     workdir.write_config(config)
     save_weights(NVAE(config.model), workdir)
-    held = poison(monkeypatch, [2])
+    held = poison(monkeypatch, [1])
     train(config, workdir)
     printed = capsys.readouterr().out
     assert "Back to step 0, with 0.5 times the learning rate" in printed and "Finished" in printed
