@@ -143,6 +143,7 @@ MEASURING = {
     "calibrate": ([], r"\d ms"),
     "compiled_step": (["--preset=mnist_small", "--output={}/steps"], "StableHLO"),
     "depthwise": ([], r"\d"),
+    "input_pipeline": (["--images=300", "--batches=3"], r"156,800"),
     "likelihood": (["--num_iw_samples=2", "--images=1"], r"\d"),
     "memory": (["--steps=1", "--batch=2"], r"\d"),
     "replicas": (["--preset=mnist_small", "--replicas=2", "--replica_batch=1"], r"\d"),
