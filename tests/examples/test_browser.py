@@ -341,6 +341,11 @@ def test_a_text_that_is_no_seed_changes_nothing(page):
     np.testing.assert_array_equal(pixels(page, "#sample"), before)
     set_value(page, "seed", 7)
     assert "A seed is a whole number" not in wait(page)
+    set_value(page, "from", "x")
+    set_value(page, "to", 10)  # which does not make the other one right
+    assert "A seed is a whole number" in wait(page)
+    set_value(page, "from", 9)
+    assert "A seed is a whole number" not in wait(page)
 
 
 @pytest.mark.slow
