@@ -21,13 +21,18 @@ from trainers.run.launch import free_ports
 pytestmark = pytest.mark.slow
 
 
-def start(workdir, *overrides, **environment):
+def start(workdir, *overrides, code=None, **environment):
     """`trainers.train` on the quickstart preset with 12 steps and a checkpoint every second one.
 
-    An override is `field=value` or a flag of the program.
+    An override is `field=value` or a flag of the program. `code` is Python to run before it.
     """
     options = ["train.steps=12", "train.checkpoint_every=2", "train.image_every=6"]
-    command = [sys.executable, "-m", "trainers.train", "--preset=quickstart"]
+    program = (
+        ["-c", f"{code}\nfrom trainers.train import run; run()"]
+        if code
+        else ["-m", "trainers.train"]
+    )
+    command = [sys.executable, *program, "--preset=quickstart"]
     command += [f"--workdir={workdir}", "--config.train.log_every=1"]
     command += [f"--config.{option}" for option in options]
     command += [o if o.startswith("--") else f"--config.{o}" for o in overrides]
@@ -80,12 +85,13 @@ def uninterrupted(tmp_path_factory):
     return workdir
 
 
-def start_workers(workdir, *overrides):
+def start_workers(workdir, *overrides, code=None):
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     return [
         start(
             workdir,
             *overrides,
+            code=code,
             TF_CONFIG=json.dumps(
                 {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
             ),
@@ -99,6 +105,27 @@ def test_two_workers_walk_the_path_of_one(uninterrupted, tmp_path):
     outputs = [finish(process) for process in processes]
     assert "2 replica(s)" in outputs[0] and "parameters" not in outputs[1]
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(uninterrupted), rtol=1e-5)
+
+
+def test_workers_go_back_together_when_the_chief_finds_the_run_diverged(tmp_path):
+    code = """
+from trainers.run.progress import Progress
+from trainers.run.trainer import DivergedError
+validate, steps = Progress.validate, []
+def diverged_once(self, step):
+    steps.append(step)
+    if len(steps) == 1:
+        raise DivergedError(f"The -ELBO of held-out images was not finite after step {step}")
+    return validate(self, step)
+Progress.validate = diverged_once
+"""
+    chief, worker = start_workers(tmp_path / "run", code=code)
+    outputs = [finish(process) for process in (chief, worker)]
+    assert "not finite after step 6" in outputs[0]
+    assert "Back to step 4, with 0.5 times the learning rate" in outputs[0]
+    assert "Finished" in outputs[0]
+    # Both took the same steps: the chief's next validation was that of the same step.
+    assert outputs[0].count("validation -ELBO") == 1 and "step 6: validation" in outputs[0]
 
 
 def test_processes_that_the_program_starts_walk_the_path_of_one(uninterrupted, tmp_path):
