@@ -175,8 +175,8 @@ def check_files(base: str | os.PathLike, onnx: bool) -> None:
       ValueError: It has the others.
     """
     present = versions(base) if os.path.isdir(base) else {}
-    newest = read_manifest(present[max(present)]) if present else None
-    if newest and newest.signatures and set(newest.signatures).issubset(NAMES) != onnx:
+    others = "saved_model.pb" if onnx else f"{NAMES[0]}.onnx"
+    if present and os.path.exists(os.path.join(present[max(present)], others)):
         there, here = ("SavedModels", "ONNX files") if onnx else ("ONNX files", "SavedModels")
         raise ValueError(
             f"{os.fspath(base)!r} has {there}, which other servers read than {here}: choose "

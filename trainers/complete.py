@@ -166,6 +166,7 @@ def main(argv: list[str]) -> None:
         completed = np.where(holes[:, None, :, :, None], drawn, images[:, None])
         if pictures:
             write_pictures(pictures, completed)
+            scope.close()  # now it has its name, and other files may go into it
         shown = slice(_SHEET_ROWS)
         columns = [show_holes(images[shown], holes[shown])[:, None], completed[shown]]
         if _PICTURES.value is None:  # else nobody knows what was there

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 from absl import app, flags
@@ -17,13 +16,11 @@ from nvae_tf.command_line import (
     usage_errors,
     use_devices,
 )
-from nvae_tf.config import ExperimentConfig
-from nvae_tf.data import load_images
+from nvae_tf.data import describe, load_images
 from nvae_tf.evaluation import FeatureExtractor, InceptionFeatures, SavedModelFeatures
 from nvae_tf.evaluation.reference import MIN_SAMPLES
 from nvae_tf.evaluation.suite import Evaluation, Protocol
 from nvae_tf.files import check_output, to_json, write_atomically
-from nvae_tf.runs.load import TrainedModel
 from nvae_tf.sampling.sampler import OUTPUTS, group_temperatures
 
 _find_model = define_model_flags()
@@ -114,8 +111,8 @@ def make_extractor() -> FeatureExtractor:
     return SavedModelFeatures(_FEATURES.value)
 
 
-def check_flags(config: ExperimentConfig, trained: TrainedModel) -> None:
-    """Raises a ValueError if flags have no effect, or the run's evaluation would be another's."""
+def check_flags() -> None:
+    """Raises a ValueError if flags do not fit together."""
     if _NUM_SAMPLES.value:
         if _NUM_SAMPLES.value < MIN_SAMPLES:
             raise ValueError(
@@ -127,13 +124,6 @@ def check_flags(config: ExperimentConfig, trained: TrainedModel) -> None:
                 raise ValueError(
                     f"--{flag.name} is about the sample quality, which --num_samples=0 leaves out."
                 )
-    places = {name: getattr(config.data, name) for name in ("data_dir", "cache_dir")}
-    others = dataclasses.replace(trained.config.data, **places) != config.data
-    if others and trained.evaluation_path and not _OUTPUT.value:
-        raise ValueError(
-            "--config.data says other images than the run's own, whose evaluation stays: say with "
-            "--output where the result goes."
-        )
 
 
 def main(argv: list[str]) -> None:
@@ -145,12 +135,19 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"The output must end in .json, received {output!r}.")
         for path in filter(None, (output, _PER_IMAGE.value)):
             check_output(path)
-        check_flags(config, trained)
+        check_flags()
         group_temperatures(config.model, _TEMPERATURE.value)  # fails early on a wrong flag
         use_devices()
         extractor = make_extractor() if _NUM_SAMPLES.value else None
         split = _SPLIT.value or config.data.test_split
-        images = load_images(config.data, config.model, split)[: _NUM_IMAGES.value]
+        images = load_images(config.data, config.model, split)
+        known = trained.images.get(split)
+        if known and describe(images) != known and not _OUTPUT.value:
+            raise ValueError(
+                "These are other images than the run's own, whose evaluation stays: say with "
+                "--output where the result goes."
+            )
+        images = images[: _NUM_IMAGES.value]
         model = trained.load()
 
         evaluation = Evaluation(config, model, split, images, _BATCH_SIZE.value, _SEED.value)

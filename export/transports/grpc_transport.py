@@ -55,7 +55,8 @@ class GrpcTransport:
             response = self._stub.Predict(request, timeout=seconds)
         except grpc.RpcError as error:
             code, details = error.code().name, error.details() or ""
-            if code == "RESOURCE_EXHAUSTED" and "Received message larger" in details:
+            # Our own limit, and not a server's for requests.
+            if code == "RESOURCE_EXHAUSTED" and f"vs. {MAX_REPLY})" in details:
                 raise Refusal("OUT_OF_RANGE", TOO_LARGE) from error
             raise Refusal(code, details) from error
         return {name: _to_array(name, value) for name, value in response.outputs.items()}

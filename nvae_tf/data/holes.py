@@ -14,6 +14,7 @@ from nvae_tf.data.fit import crop_and_average, crop_and_resize, size_problem
 from nvae_tf.data.pictures import decode_picture
 
 _OPAQUE = 255
+_ROUNDING = 1e-5  # a share of a pixel that only looks as if it lay in the hole
 
 
 def load_with_holes(
@@ -55,7 +56,8 @@ def _load(path: str, data: DataConfig, model: ModelConfig) -> tuple[np.ndarray, 
     missing = (pixels[:, :, -1:] < _OPAQUE).astype(np.uint8)
     gray = dataclasses.replace(model, image_shape=(*model.image_shape[:2], 1))
     image = crop_and_resize(tf.constant(pixels[:, :, :-1]), data, model).numpy()
-    hole = crop_and_average(tf.constant(missing), data, gray).numpy()[:, :, 0] > 0
+    share = crop_and_average(tf.constant(missing), data, gray).numpy()[:, :, 0]
+    hole = share > _ROUNDING
     return np.where(hole[:, :, None], 0, image).astype(np.uint8), hole
 
 

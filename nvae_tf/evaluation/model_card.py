@@ -103,15 +103,19 @@ def _evaluation(trained: TrainedModel) -> str:
         ) from error
 
 
+def _with_error(result: Mapping[str, Any], name: str) -> str:
+    error = result[f"{name}_standard_error"]  # null for a single image
+    return f"{result[name]:.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
 def _bounds(result: Mapping[str, Any]) -> str:
     return (
         f"On {result['num_images']:,} images of the split {_code(result['split'])}, per image:\n\n"
         "| | nats | bits per dimension |\n|---|---|---|\n"
-        f"| -ELBO | {result['negative_elbo']:.2f} ± "
-        f"{result['negative_elbo_standard_error']:.2f} "
+        f"| -ELBO | {_with_error(result, 'negative_elbo')} "
         f"| {result['negative_elbo_bits_per_dim']:.4f} |\n"
         f"| bound with {result['num_iw_samples']} importance-weighted sample(s) "
-        f"| {result['iw_bound']:.2f} ± {result['iw_bound_standard_error']:.2f} "
+        f"| {_with_error(result, 'iw_bound')} "
         f"| {result['iw_bound_bits_per_dim']:.4f} |\n\n"
         f"Reconstruction {result['reconstruction']:.2f}, KL {result['kl']:.2f} nats; by group, "
         f"from the lowest resolution: {', '.join(f'{kl:.2f}' for kl in result['kl_per_group'])}."

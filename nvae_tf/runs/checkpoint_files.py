@@ -76,7 +76,10 @@ def write_checkpoint(
             shape_and_slices=[""] * len(named),
             tensors=list(named.values()),
         )
-    _remove(prefix)  # its index first, which must not point into the data of another save
+    # First the old index, which must not point into the data of another save. Data without an index
+    # is seen as a checkpoint that was damaged, and no run starts anew beside it.
+    if os.path.exists(f"{prefix}.index"):
+        os.remove(f"{prefix}.index")
     for suffix in (".data-00000-of-00001", ".index"):
         os.replace(temporary + suffix, prefix + suffix)
     others = checkpoints(directory)

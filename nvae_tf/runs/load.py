@@ -34,6 +34,7 @@ class TrainedModel:
       flags: The flags by which a program finds it.
       config: The configuration of the experiment.
       step: The number of steps of training.
+      images: What its images were, by split, as from `nvae_tf.data.describe`; empty if not known.
       evaluation: The newest evaluation of exactly these weights; empty if there is none.
       evaluation_path: Where its evaluations go; None: nowhere, unless the user says so.
       batch_norm: The directory that keeps readjusted batch-norm statistics.
@@ -45,6 +46,7 @@ class TrainedModel:
     flags: str
     config: ExperimentConfig
     step: int
+    images: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     evaluation_path: str | None
     batch_norm: str
@@ -79,6 +81,7 @@ class TrainedModel:
             + (" --checkpoint=best" if checkpoint == "best" else ""),
             config,
             step,
+            workdir.read_images(),
             _evaluation(evaluations, step),
             evaluations[0],
             workdir / "batch_norm",
@@ -99,6 +102,7 @@ class TrainedModel:
             shlex.quote(f"--preset={found.name}"),
             found.config,
             found.metadata.get("step", 0),
+            {},
             found.metadata.get("evaluation", {}),
             None,
             os.path.join(cache_directory(found.config.data), "batch_norm"),

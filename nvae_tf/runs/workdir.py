@@ -127,9 +127,9 @@ class Workdir:
         Args:
           images: A description for each split, from `nvae_tf.data.describe`.
         """
-        if not os.path.exists(self / _IMAGES):
+        before = self.read_images()
+        if not before:
             return
-        before = read_json(self / _IMAGES)
         for split, now in images.items():
             if before.get(split) != now:
                 raise ValueError(
@@ -138,6 +138,10 @@ class Workdir:
                     "held-out picture must not become one to train on. Bring the old images "
                     "back, or start another run (--init_from takes the weights along)."
                 )
+
+    def read_images(self) -> dict[str, Any]:
+        """Returns what `write_images` wrote; empty if nothing was."""
+        return read_json(self / _IMAGES) if os.path.exists(self / _IMAGES) else {}
 
     def write_images(self, images: Mapping[str, Mapping[str, Any]]) -> None:
         """Writes what `check_images` compares."""

@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from export import publish as publishing
 from export.manifest import Manifest, manifest_of, read_manifest, write_manifest
-from export.portable_signatures import NAMES
 from export.publish import WorseModelError, check_blessing, check_files, publish, versions
 from nvae_tf import ExperimentConfig
 from nvae_tf.runs.load import TrainedModel, save_weights
@@ -354,10 +353,13 @@ def test_what_lists_the_versions_is_updated_between_the_new_and_the_old(stand_in
 
 
 def test_files_for_other_servers_do_not_mix(tmp_path):
-    for base, names, onnx in (("a", ("sample", "decode_tensors"), False), ("b", NAMES, True)):
+    for base, name, onnx in (
+        ("a", "saved_model.pb", False),
+        ("b", "decode_tensors.onnx", True),
+    ):
         check_files(tmp_path / base, onnx=not onnx)  # nothing is there yet
-        written = dataclasses.replace(manifest(), signatures=tuple(names))
-        write_manifest(str(tmp_path / base / "1"), written)
+        (tmp_path / base / "1").mkdir(parents=True)
+        (tmp_path / base / "1" / name).touch()
         check_files(tmp_path / base, onnx=onnx)
         with pytest.raises(ValueError, match="choose another directory"):
             check_files(tmp_path / base, onnx=not onnx)

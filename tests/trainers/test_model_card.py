@@ -57,6 +57,14 @@ def test_names_are_text_and_not_markup(finished, tmp_path):
     assert len(card.splitlines()) == len(model_card(TrainedModel.of_run(finished)).splitlines())
 
 
+def test_a_single_image_has_no_standard_error(finished):
+    trained = TrainedModel.of_run(finished)
+    errors = {name: None for name in trained.evaluation if name.endswith("_standard_error")}
+    card = model_card(dataclasses.replace(trained, evaluation={**trained.evaluation, **errors}))
+    assert f"| -ELBO | {trained.evaluation['negative_elbo']:.2f} | " in card
+    assert "± " not in card
+
+
 @pytest.mark.parametrize("fields", [{}, {"negative_elbo": "low"}, {"kl_per_group": 7}])
 def test_an_evaluation_of_the_wrong_shape(finished, tmp_path, fields):
     copy = Workdir(tmp_path)

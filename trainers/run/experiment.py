@@ -62,7 +62,8 @@ def train(
     if init_from:
         init_from.check_same_model(config)
     strategy = make_strategy(config.train.strategy)
-    initial = InitialWeights.of(init_from) if init_from else None
+    starts = init_from and not workdir.latest_checkpoint()
+    initial = InitialWeights.of(init_from) if init_from and starts else None
     images = load_images(config.data, config.model, config.data.train_split)
     test_images = load_images(config.data, config.model, config.data.test_split)
     described = {
@@ -78,7 +79,9 @@ def train(
             workdir.write_images(described)
         stop = scope.enter_context(StopRequest())
         try:
-            if not run.start(initial):
+            started = run.start(initial)
+            del initial  # it may be in a device's memory
+            if not started:
                 return
             while True:
                 try:

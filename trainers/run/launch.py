@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 import tensorflow as tf
@@ -69,7 +69,7 @@ def launch(number: int, command: Sequence[str]) -> int:
     with contextlib.ExitStack() as scope:
         errors = [scope.enter_context(tempfile.TemporaryFile()) for _ in range(number)]
         workers: list[subprocess.Popen] = []
-        scope.enter_context(_forwarding(workers, number))
+        check = scope.enter_context(_forwarding(workers, number))
         scope.callback(_kill, workers)  # those that are left, if not all of them could be started
         for index in range(number):
             cluster = {
@@ -88,6 +88,7 @@ def launch(number: int, command: Sequence[str]) -> int:
                     start_new_session=True,  # Ctrl-C comes from here, once
                 )
             )
+            check()
         failed = _wait(workers)
         if failed is None:
             return 0
@@ -116,20 +117,30 @@ def free_ports(number: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _forwarding(workers: Sequence[subprocess.Popen], count: int) -> Iterator[None]:
-    """Sends the signals that stop a run on to all workers; before so many have started, exits."""
+def _forwarding(workers: Sequence[subprocess.Popen], count: int) -> Iterator[Callable[[], None]]:
+    """Sends the signals that stop a run on to all workers, once so many have started.
+
+    Yields:
+      A function that exits if there was a signal before: nothing has begun that could be saved.
+    """
+    early: list[int] = []
+
+    def check() -> None:
+        if early:
+            raise SystemExit(128 + early[0])
 
     def send(number: int, frame: object) -> None:
         del frame
         if len(workers) < count:
-            raise SystemExit(128 + number)  # nothing has begun that could be saved
+            early.append(number)  # an exception here could lose the process that is being started
+            return
         for worker in workers:
             if worker.poll() is None:
                 worker.send_signal(number)
 
     before = {number: signal.signal(number, send) for number in SIGNALS}
     try:
-        yield
+        yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

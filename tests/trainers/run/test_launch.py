@@ -56,10 +56,9 @@ def test_a_signal_before_all_have_started_leaves_none(tmp_path, monkeypatch):
 
     class Slow(subprocess.Popen):
         def __init__(self, *args, **options):
-            if started:
-                os.kill(os.getpid(), signal.SIGTERM)
             super().__init__(*args, **options)
             started.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)  # while nobody but this knows of the process
 
     monkeypatch.setattr(module.subprocess, "Popen", Slow)
     with pytest.raises(SystemExit) as ended:
