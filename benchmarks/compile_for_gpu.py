@@ -61,6 +61,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
+    """Does what `nvae_tf.files.write_atomically` does, which is out of reach without TensorFlow."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
     temporary.replace(path)

@@ -9,14 +9,13 @@ memory grew; the mapped file is no part of that.
 from __future__ import annotations
 
 import pathlib
-import re
 import tempfile
 import time
 
 import numpy as np
 from absl import app, flags
 
-from benchmarks.workloads import print_table
+from benchmarks.workloads import print_table, process_memory
 from nvae_tf import presets
 from nvae_tf.command_line import config_changes, define_config_flag, usage_errors, use_devices
 from nvae_tf.data import training_batches
@@ -42,28 +41,20 @@ def main(argv: list[str]) -> None:
             for _ in range(_IMAGES.value):
                 file.write(random.bytes(int(np.prod(shape[1:]))))
         images = np.memmap(path, np.uint8, "r", shape=shape)
-        before = _own_megabytes()
+        before = process_memory("RssAnon")  # without mapped files
         batches = iter(training_batches(images, config))
         size = next(batches).numpy().nbytes
-        start, largest = time.perf_counter(), 0.0
+        start, largest = time.perf_counter(), 0
         for _ in range(_BATCHES.value):
             next(batches)
-            largest = max(largest, _own_megabytes())
+            largest = max(largest, process_memory("RssAnon"))
         seconds = time.perf_counter() - start
     rows = [
         ("bytes of a batch", f"{size:,}"),
         ("images/s", f"{_BATCHES.value * _BATCH.value / seconds:,.0f}"),
-        ("more memory", f"{largest - before:.0f} MB"),
+        ("more memory", f"{(largest - before) / 1e6:.0f} MB"),
     ]
     print_table((f"{_PRESET.value}, {_BATCH.value} images", ""), rows)
-
-
-def _own_megabytes() -> float:
-    """Returns this process's memory without mapped files, in 10^6 bytes (on Linux)."""
-    status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
-    match = re.search(r"RssAnon:\s*(\d+) kB", status)
-    assert match, "no RssAnon in /proc/self/status"
-    return 1024 * int(match[1]) / 1e6
 
 
 if __name__ == "__main__":

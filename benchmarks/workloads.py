@@ -119,10 +119,15 @@ def in_fresh_process(function: Callable, *args: Any) -> Any:
 
 def peak_resident_gigabytes() -> float:
     """Returns this process's peak memory so far, in 10^9 bytes (on Linux)."""
+    return process_memory("VmHWM") / 1e9
+
+
+def process_memory(field: str) -> int:
+    """Returns a field of this process's `/proc/self/status` in bytes (on Linux)."""
     status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
-    match = re.search(r"VmHWM:\s*(\d+) kB", status)
-    assert match, "no VmHWM in /proc/self/status"
-    return 1024 * int(match[1]) / 1e9
+    match = re.search(rf"{field}:\s*(\d+) kB", status)
+    assert match, f"no {field} in /proc/self/status"
+    return 1024 * int(match[1])
 
 
 def measure_workloads(

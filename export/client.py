@@ -107,7 +107,6 @@ def main(argv: list[str]) -> None:
         check_flags(mode)
         rows = {"sample": number, "reconstruct": len(pictures), "vary": number * len(pictures)}
         output_format = check_image_output(_OUTPUT.value, rows[mode])
-        contents = list(read_pictures(pictures)) if pictures else []
         with Client(
             _SERVER.value,
             _PROTOCOL.value,
@@ -121,8 +120,9 @@ def main(argv: list[str]) -> None:
             if mode == "sample":
                 images = client.sample(number, *drawing)
             elif mode == "reconstruct":
-                images = client.reconstruct(contents)
+                images = client.reconstruct(pictures)
             else:
+                contents = read_pictures(pictures)  # all of them before the first request
                 varied = [
                     client.vary(number * [content], _KEEP_GROUPS.value, *drawing)
                     for content in contents

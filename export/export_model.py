@@ -18,7 +18,12 @@ from export.triton_repository import update_repository
 from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
 from nvae_tf.config import PRECISIONS
 
-_WRITERS = {"saved_model": None, "onnx": write_onnx, "triton": write_onnx}
+# What writes a version's files, and what lists the versions.
+_FORMATS = {
+    "saved_model": (None, None),
+    "onnx": (write_onnx, None),
+    "triton": (write_onnx, update_repository),
+}
 _find_model = define_model_flags()
 _EXPORT_BASE = flags.DEFINE_string(
     "export_base", None, "Directory whose sub-directories are the versions.", required=True
@@ -26,7 +31,7 @@ _EXPORT_BASE = flags.DEFINE_string(
 _FORMAT = flags.DEFINE_enum(
     "format",
     "saved_model",
-    list(_WRITERS),
+    list(_FORMATS),
     "saved_model, for TensorFlow Serving; onnx, files of the portable signatures, for ONNX "
     "Runtime and others (extra onnx); or triton, these files and BASE/triton, a model repository.",
 )
@@ -52,11 +57,12 @@ def main(argv: list[str]) -> None:
         start = time.perf_counter()
         use_devices()
         logging.set_verbosity(logging.WARNING)
-        if _FORMAT.value != "saved_model":
+        write, index = _FORMATS[_FORMAT.value]
+        if write:
             if _PRECISION.value != "float32":
                 raise ValueError(f"--format={_FORMAT.value} is in float32; leave --precision out.")
             check_installed()
-        check_files(_EXPORT_BASE.value, onnx=_FORMAT.value != "saved_model")
+        check_files(_EXPORT_BASE.value, onnx=write is not None)
         keras.config.set_dtype_policy(_PRECISION.value)
         trained = _find_model()
         version = publish(
@@ -65,8 +71,8 @@ def main(argv: list[str]) -> None:
             manifest_of(trained),
             _KEEP_VERSIONS.value,
             _ALLOW_WORSE.value,
-            _WRITERS[_FORMAT.value],
-            update_repository if _FORMAT.value == "triton" else None,
+            write,
+            index,
         )
         written = read_manifest(version)
     assert written

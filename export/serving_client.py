@@ -224,7 +224,7 @@ class Client:
                 "All inputs must have the same number of rows, at least 1; received "
                 f"{counts or 'no inputs'}."
             )
-        rows = len(next(iter(inputs.values())))
+        (rows,) = set(counts.values())
         answers = [
             self._request(
                 signature,

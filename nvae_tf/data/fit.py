@@ -71,11 +71,12 @@ def crop_and_resize(image: tf.Tensor, data: DataConfig, model: ModelConfig) -> t
     Returns:
       (H, W, C) uint8, of the model's `content_shape`.
     """
-    return tf.cast(tf.round(crop_and_average(image, data, model)), tf.uint8)
+    fitted = crop_and_average(image, data, model)
+    return tf.cast(tf.round(fitted), tf.uint8) if data.resize else fitted
 
 
 def crop_and_average(image: tf.Tensor, data: DataConfig, model: ModelConfig) -> tf.Tensor:
-    """Does what `crop_and_resize` does, without rounding the means of the pixels; float32."""
+    """Does what `crop_and_resize` does, but leaves the means of resized pixels as float32."""
     height, width, channels = model.content_shape
     if data.crop:
         image = tf.image.crop_to_bounding_box(image, *data.crop)
@@ -83,7 +84,7 @@ def crop_and_average(image: tf.Tensor, data: DataConfig, model: ModelConfig) -> 
         image = _center(image, height, width, data.resize)
     if data.resize:
         image = tf.image.resize(image, [height, width], method="area")
-    return tf.ensure_shape(tf.cast(image, tf.float32), [height, width, channels])
+    return tf.ensure_shape(image, [height, width, channels])
 
 
 def _center(image: tf.Tensor, height: int, width: int, proportions_only: bool) -> tf.Tensor:

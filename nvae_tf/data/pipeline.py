@@ -23,11 +23,7 @@ _OF_VIEWS = 2**40  # folded into a seed; more than groups of latents, which are 
 def preprocess(
     images: tf.Tensor, model: ModelConfig, seed: tf.Tensor, first: int | tf.Tensor = 0
 ) -> tf.Tensor:
-    """Turns stored images into the model's input.
-
-    For a Bernoulli likelihood the images are binarised: each pixel becomes 1 with a probability
-    equal to its intensity. Other images are quantised to `model.num_x_bits`. The border is then
-    padded with zeros.
+    """Turns stored images into the model's input: `discretize`, and a border of zeros.
 
     Args:
       images: (B, h, w, C) uint8, without padding.
@@ -38,13 +34,31 @@ def preprocess(
     Returns:
       (B, H, W, C) float32 in [0, 1].
     """
+    return pad(discretize(images, model, seed, first), model)
+
+
+def discretize(
+    images: tf.Tensor, model: ModelConfig, seed: tf.Tensor, first: int | tf.Tensor = 0
+) -> tf.Tensor:
+    """Gives stored images the values that the likelihood knows.
+
+    For a Bernoulli likelihood the images are binarised: each pixel becomes 1 with a probability
+    equal to its intensity. Other images are quantised to `model.num_x_bits`.
+
+    Args:
+      images: (B, h, w, C) uint8, without padding.
+      model: Gives the likelihood and the number of bits.
+      seed: Two integers that determine the binarisation.
+      first: The number of the first image among those that the seed is for.
+
+    Returns:
+      (B, h, w, C) float32 in [0, 1].
+    """
     values = tf.cast(images, tf.float32)
     if model.likelihood == "bernoulli":
         uniform = uniform_rows(tf.shape(images)[0], images.shape[1:], seed, first)
-        values = tf.cast(uniform < values / 255.0, tf.float32)
-    else:
-        values = quantize(values, model.num_x_bits)
-    return pad(values, model)
+        return tf.cast(uniform < values / 255.0, tf.float32)
+    return quantize(values, model.num_x_bits)
 
 
 def pad(images: tf.Tensor, model: ModelConfig) -> tf.Tensor:

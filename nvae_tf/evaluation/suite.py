@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from nvae_tf.config import ExperimentConfig, ModelConfig
 from nvae_tf.data import cache_directory, describe, evaluation_batches, load_images
-from nvae_tf.data.pipeline import quantize
+from nvae_tf.data.pipeline import discretize
 from nvae_tf.evaluation import (
     FeatureExtractor,
     HierarchyEvaluator,
@@ -27,7 +27,6 @@ from nvae_tf.evaluation import (
     sample_quality,
 )
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.noise import uniform_rows
 from nvae_tf.sampling.images import sheet, to_uint8
 from nvae_tf.sampling.readjustment import readjusted, stored_statistics
 from nvae_tf.sampling.sampler import Sampler
@@ -205,20 +204,11 @@ def _as_generated(
 
     The means that a Bernoulli model generates have all values, its samples are black and white.
     """
-    if model.likelihood == "bernoulli":
-        if pixels == "mean":
-            return None
-
-        def binarise(images: np.ndarray, first: int) -> np.ndarray:
-            seeds = tf.constant([seed, 0], tf.int64)
-            uniform = uniform_rows(len(images), images.shape[1:], seeds, first).numpy()
-            return np.where(255 * uniform < images, 255, 0).astype(np.uint8)
-
-        return binarise
-    if model.num_x_bits == 8:
+    exact = pixels == "mean" if model.likelihood == "bernoulli" else model.num_x_bits == 8
+    if exact:
         return None
-    levels = to_uint8(quantize(np.arange(256, dtype=np.float32), model.num_x_bits))
-    return lambda images, _: levels[images]
+    seeds = tf.constant([seed, 0], tf.int64)
+    return lambda images, first: to_uint8(discretize(images, model, seeds, first))
 
 
 def _curves(result: HierarchyResult, model: ModelConfig) -> list[tuple[str, np.ndarray]]:

@@ -62,7 +62,7 @@ def train(
     if init_from:
         init_from.check_same_model(config)
     strategy = make_strategy(config.train.strategy)
-    starts = init_from and not workdir.latest_checkpoint()
+    starts = workdir.latest_checkpoint() is None
     initial = InitialWeights.of(init_from) if init_from and starts else None
     images = load_images(config.data, config.model, config.data.train_split)
     test_images = load_images(config.data, config.model, config.data.test_split)
