@@ -83,6 +83,12 @@ def test_portable_signatures(client):
             "INVALID_ARGUMENT",
             "refuses the request to 'decode_tensors'",
         ),
+        (
+            {},
+            lambda c: c.ask("sample", {"seed": np.zeros(1, np.int64)}),
+            "INVALID_ARGUMENT",
+            "the input 'temperature' is missing",
+        ),
     ],
 )
 def test_refusals(address, options, ask, code, message):
