@@ -82,6 +82,9 @@ def arrays_on_devices(
 ) -> tuple[np.ndarray, ...]:
     """Computes arrays of all images, batch by batch, as `on_devices` does.
 
+    A batch that is smaller than the first one is filled up with its last image, whose further rows
+    are dropped again: for another size, a model would be traced, and perhaps compiled, once more.
+
     Args:
       function: Maps a batch, with the number of its first image, to arrays with a row for each
         image.
@@ -92,14 +95,30 @@ def arrays_on_devices(
     Raises:
       ValueError: There are no images.
     """
+
+    def compute(item: tuple[int, tf.Tensor, int]) -> tuple[np.ndarray, ...]:
+        number, images, missing = item
+        if not missing:
+            return function((number, images))
+        filled = tf.concat([images, tf.repeat(images[-1:], missing, axis=0)], axis=0)
+        return tuple(array[: len(images)] for array in function((number, filled)))
+
     results = []
-    for result in on_devices(function, numbered(batches), devices):
+    for result in on_devices(compute, _with_missing(batches), devices):
         results.append(result)
         if after_batch:
             after_batch(len(result[0]))
     if not results:
         raise ValueError("There are no images to evaluate.")
     return tuple(map(np.concatenate, zip(*results)))
+
+
+def _with_missing(batches: Iterable[tf.Tensor]) -> Iterator[tuple[int, tf.Tensor, int]]:
+    """Yields numbered batches, and how many images each lacks of the size of the first one."""
+    size = 0
+    for number, batch in numbered(batches):
+        size = size or len(batch)
+        yield number, batch, max(size - len(batch), 0)
 
 
 def numbered(batches: Iterable[tf.Tensor]) -> Iterator[tuple[int, tf.Tensor]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.devices import all_devices, numbered, on_devices
+from nvae_tf.devices import all_devices, arrays_on_devices, numbered, on_devices
 from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.model.nvae import NVAE
 from tests.conftest import random_images, tiny_model_config
@@ -63,6 +63,23 @@ def test_errors_reach_the_caller(devices):
 def test_numbered():
     batches = [tf.zeros([3]), tf.zeros([3]), tf.zeros([1])]
     assert [first for first, _ in numbered(batches)] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("devices", [TWO, TWO[:1]])
+def test_batches_that_lack_images_are_filled_up_and_cut_again(devices):
+    sizes, seen = [], []
+
+    def compute(batch):
+        first, images = batch
+        sizes.append(len(images))
+        return images.numpy(), first + np.arange(len(images))
+
+    batches = [tf.range(3), tf.range(3, 4), tf.range(4, 9), tf.range(9, 11)]
+    values, numbers = arrays_on_devices(compute, batches, devices, seen.append)
+    np.testing.assert_array_equal(values, np.arange(11))
+    np.testing.assert_array_equal(numbers, np.arange(11))
+    assert sorted(sizes) == [3, 3, 3, 5]
+    assert seen == [3, 1, 5, 2]
 
 
 def test_likelihoods_are_the_same_on_two_devices():

@@ -88,7 +88,7 @@ class ImageLikelihoods:
 
 
 class LikelihoodEvaluator:
-    """Bounds on the likelihood of images; traces the model for whole and partial batches only.
+    """Bounds on the likelihood of images; traces the model once for batches of one size.
 
     The bottom-up pass of an image does not depend on the draws of z, so all draws share it. Small
     batches are drawn from several times at once.

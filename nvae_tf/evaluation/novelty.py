@@ -82,8 +82,8 @@ def draw_bounds(
 class NoveltyEvaluator:
     """Bounds of images whose groups next to the pixels come from the prior.
 
-    It traces the model for whole and partial batches only, however often it is called. An image
-    needs one bottom-up pass, and L + 1 top-down passes for each draw.
+    It traces the model once for batches of one size, however often it is called. An image needs
+    one bottom-up pass, and L + 1 top-down passes for each draw.
 
     Args:
       model: The model to evaluate, with its moving averages. An `NVAE` is prepared anew for each

@@ -71,13 +71,20 @@ def test_passes_are_as_few_as_rows_allow_and_nearly_full(batch, draws):
     assert together * passes - draws < passes
 
 
-def test_the_size_of_the_batches_makes_no_difference():
+def test_the_size_of_the_batches_makes_no_difference(monkeypatch):
+    traced = []
+    draw = LikelihoodEvaluator._draw_together
+    monkeypatch.setattr(
+        LikelihoodEvaluator,
+        "_draw_together",
+        lambda self, images, *rest: traced.append(images.shape[0]) or draw(self, images, *rest),
+    )
     model = NVAE(tiny_model_config())
     images = random_images(model.config, 5)
     seen = []
     evaluator = LikelihoodEvaluator(model)
     split = evaluator.per_image([images[:4], images[4:]], 3, after_batch=seen.append)
-    assert seen == [4, 1]
+    assert seen == [4, 1] and traced == [4]
     whole = evaluator.per_image([images], 3)
     np.testing.assert_allclose(split.negative_elbo, whole.negative_elbo, rtol=1e-5)
     np.testing.assert_allclose(split.iw_bound, whole.iw_bound, rtol=1e-5)
