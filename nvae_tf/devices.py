@@ -74,23 +74,26 @@ def on_devices(
                 future.cancel()
 
 
-def arrays_on_devices(
-    function: Callable[[tuple[int, tf.Tensor]], tuple[np.ndarray, ...]],
+def batches_on_devices(
+    function: Callable[[int, tf.Tensor], tuple[np.ndarray, ...]],
     batches: Iterable[tf.Tensor],
     devices: Sequence[str] | None = None,
     after_batch: Callable[[int], None] | None = None,
-) -> tuple[np.ndarray, ...]:
-    """Computes arrays of all images, batch by batch, as `on_devices` does.
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Computes arrays of images, batch by batch, as `on_devices` does.
 
     A batch that is smaller than the first one is filled up with its last image, whose further rows
     are dropped again: for another size, a model would be traced, and perhaps compiled, once more.
 
     Args:
-      function: Maps a batch, with the number of its first image, to arrays with a row for each
-        image.
+      function: Maps the number of a batch's first image, and the batch, to arrays with a row for
+        each image.
       batches: Images (B, H, W, C).
       devices: The names of the devices; None: `all_devices()`.
       after_batch: A function that is called after each batch with its size, for progress.
+
+    Yields:
+      The arrays of each batch.
 
     Raises:
       ValueError: There are no images.
@@ -99,31 +102,38 @@ def arrays_on_devices(
     def compute(item: tuple[int, tf.Tensor, int]) -> tuple[np.ndarray, ...]:
         number, images, missing = item
         if not missing:
-            return function((number, images))
+            return function(number, images)
         filled = tf.concat([images, tf.repeat(images[-1:], missing, axis=0)], axis=0)
-        return tuple(array[: len(images)] for array in function((number, filled)))
+        return tuple(array[: len(images)] for array in function(number, filled))
 
-    results = []
-    for result in on_devices(compute, _with_missing(batches), devices):
-        results.append(result)
+    empty = True
+    for arrays in on_devices(compute, _with_missing(batches), devices):
+        empty = False
+        yield arrays
         if after_batch:
-            after_batch(len(result[0]))
-    if not results:
+            after_batch(len(arrays[0]))
+    if empty:
         raise ValueError("There are no images to evaluate.")
-    return tuple(map(np.concatenate, zip(*results)))
 
 
 def _with_missing(batches: Iterable[tf.Tensor]) -> Iterator[tuple[int, tf.Tensor, int]]:
-    """Yields numbered batches, and how many images each lacks of the size of the first one."""
-    size = 0
-    for number, batch in numbered(batches):
+    """Yields batches with the number of their first image, and of those they lack.
+
+    Images are counted over all batches; a batch lacks images if the first one had more.
+    """
+    number, size = 0, 0
+    for batch in batches:
         size = size or len(batch)
         yield number, batch, max(size - len(batch), 0)
+        number += len(batch)
 
 
-def numbered(batches: Iterable[tf.Tensor]) -> Iterator[tuple[int, tf.Tensor]]:
-    """Yields batches with the number of their first image, counted over all of them."""
-    first = 0
-    for batch in batches:
-        yield first, batch
-        first += len(batch)
+def arrays_on_devices(
+    function: Callable[[int, tf.Tensor], tuple[np.ndarray, ...]],
+    batches: Iterable[tf.Tensor],
+    devices: Sequence[str] | None = None,
+    after_batch: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, ...]:
+    """Returns the arrays of `batches_on_devices`, each with the rows of all batches."""
+    results = batches_on_devices(function, batches, devices, after_batch)
+    return tuple(map(np.concatenate, zip(*results)))

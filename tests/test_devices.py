@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.devices import all_devices, arrays_on_devices, numbered, on_devices
+from nvae_tf.devices import all_devices, arrays_on_devices, on_devices
 from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.model.nvae import NVAE
 from tests.conftest import random_images, tiny_model_config
@@ -60,17 +60,11 @@ def test_errors_reach_the_caller(devices):
         next(results)
 
 
-def test_numbered():
-    batches = [tf.zeros([3]), tf.zeros([3]), tf.zeros([1])]
-    assert [first for first, _ in numbered(batches)] == [0, 3, 6]
-
-
 @pytest.mark.parametrize("devices", [TWO, TWO[:1]])
 def test_batches_that_lack_images_are_filled_up_and_cut_again(devices):
     sizes, seen = [], []
 
-    def compute(batch):
-        first, images = batch
+    def compute(first, images):
         sizes.append(len(images))
         return images.numpy(), first + np.arange(len(images))
 

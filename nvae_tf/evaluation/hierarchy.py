@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.devices import numbered, on_devices
+from nvae_tf.devices import batches_on_devices
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling.latents import keep_first_groups
 
@@ -49,7 +49,7 @@ class HierarchyResult:
 
 
 class HierarchyEvaluator:
-    """Measures a model group by group; traces it for whole and partial batches only.
+    """Measures a model group by group; traces it once for batches of one size.
 
     Args:
       model: The model to measure, with its moving averages. An `NVAE` is prepared anew for each
@@ -70,8 +70,8 @@ class HierarchyEvaluator:
 
     def _infer_once(
         self, features: list[tf.Tensor], seed: tf.Tensor, first: tf.Tensor
-    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """Returns KL by channel, L of [C_z], and posterior means, L of [B, H_l, W_l, C_z]."""
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Returns KL by channel [B, L, C_z], and posterior means, L of [B, H_l, W_l, C_z]."""
         batch = tf.shape(features[0])[0]
         zeros = [tf.zeros([batch, *shape]) for shape in self._model.config.latent_shapes]
         noise = self._model.draw_noise(batch, seed, first)
@@ -120,8 +120,7 @@ class HierarchyEvaluator:
         squares = [np.zeros(shape) for shape in config.latent_shapes]
         own_seed = tf.constant([seed, 0], tf.int64)
 
-        def compute(batch: tuple[int, tf.Tensor]) -> tuple[np.ndarray, list, np.ndarray]:
-            number, images = batch
+        def compute(number: int, images: tf.Tensor) -> tuple[np.ndarray, ...]:
             features = self._bottom_up(images)
             first = tf.constant(number, tf.int64)
             kl_per_channel, means = self._infer(features, own_seed, first)
@@ -129,21 +128,16 @@ class HierarchyEvaluator:
                 self._keep(images, features, tf.constant(keep), own_seed, first)[0]
                 for keep in range(groups + 1)
             ]
-            return np.stack(kl_per_channel), [mean.numpy() for mean in means], np.stack(distortions)
+            return kl_per_channel.numpy(), np.stack(distortions, 1), *(m.numpy() for m in means)
 
-        for kl_per_channel, means, distortions in on_devices(compute, numbered(batches)):
-            size = distortions.shape[1]
-            count += size
-            channels += size * kl_per_channel
-            for group, mean in enumerate(means):
-                values = mean.astype(np.float64)
+        for arrays in batches_on_devices(compute, batches, after_batch=after_batch):
+            kl_per_channel, distortions, *means = (a.astype(np.float64) for a in arrays)
+            count += len(distortions)
+            channels += kl_per_channel.sum(axis=0)
+            distortion += distortions.sum(axis=0)
+            for group, values in enumerate(means):
                 sums[group] += values.sum(axis=0)
                 squares[group] += np.square(values).sum(axis=0)
-            distortion += distortions.sum(axis=1, dtype=np.float64)
-            if after_batch:
-                after_batch(size)
-        if not count:
-            raise ValueError("There are no images to evaluate.")
         channels /= count
         variances = [square / count - np.square(s / count) for s, square in zip(sums, squares)]
         kl_per_group = channels.sum(axis=1)

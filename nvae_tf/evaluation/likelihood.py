@@ -181,10 +181,9 @@ class LikelihoodEvaluator:
         return ImageLikelihoods(num_iw_samples, *arrays)
 
     def _batch_likelihoods(
-        self, num_iw_samples: int, seed: int, batch: tuple[int, tf.Tensor]
+        self, num_iw_samples: int, seed: int, number: int, images: tf.Tensor
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the arrays of `ImageLikelihoods` for a numbered batch."""
-        number, images = batch
         features = self._bottom_up(images)
         first = tf.constant(number, tf.int64)
         together = _draws_together(len(images), num_iw_samples)

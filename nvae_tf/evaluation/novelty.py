@@ -143,10 +143,9 @@ class NoveltyEvaluator:
         return ImageNovelty(num_iw_samples, bound, bounds)
 
     def _batch_bounds(
-        self, num_iw_samples: int, seed: int, batch: tuple[int, tf.Tensor]
+        self, num_iw_samples: int, seed: int, number: int, images: tf.Tensor
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the arrays of `ImageNovelty` for a numbered batch."""
-        number, images = batch
         features = self._bottom_up(images)
         first = tf.constant(number, tf.int64)
         draws = [

@@ -38,7 +38,7 @@ class InferenceOutput(NamedTuple):
 
     logits: tf.Tensor  # [B, H, W, P], parameters of the likelihood
     kl_per_group: tf.Tensor  # [B, L], nats
-    kl_per_channel: list[tf.Tensor]  # L of [C_z], nats, mean over the batch
+    kl_per_channel: tf.Tensor  # [B, L, C_z], nats
     log_q: tf.Tensor  # [B], log q(z|x) of the drawn latents
     log_p: tf.Tensor  # [B], log p(z) of the drawn latents
     latents: list[tf.Tensor]  # L of [B, H_l, W_l, C_z]
@@ -49,7 +49,7 @@ class InferenceOutput(NamedTuple):
         return cls(
             logits=logits,
             kl_per_group=tf.stack([tf.reduce_sum(g.kl, [1, 2, 3]) for g in groups], axis=1),
-            kl_per_channel=[tf.reduce_mean(tf.reduce_sum(g.kl, [1, 2]), axis=0) for g in groups],
+            kl_per_channel=tf.stack([tf.reduce_sum(g.kl, [1, 2]) for g in groups], axis=1),
             log_q=tf.add_n([g.log_q for g in groups]),
             log_p=tf.add_n([g.log_p for g in groups]),
             latents=[g.latent for g in groups],

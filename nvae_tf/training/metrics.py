@@ -24,7 +24,7 @@ class BatchMeans(NamedTuple):
     bound: tf.Tensor  # [3], -ELBO without warm-up and balancing, reconstruction and KL, nats
     squared_bound: tf.Tensor  # [3], squares of the same
     kl_per_group: tf.Tensor  # [L], nats
-    kl_per_channel: tf.Tensor  # [L, C_z], nats; views count, too
+    kl_per_channel: tf.Tensor  # [L, C_z], nats
     balance: tf.Tensor  # [L], KL balancing coefficients
     inconsistency: tf.Tensor  # [], KL between posteriors of views and images, nats; 0: no views
     singular_values: tf.Tensor  # [N], the largest of every kernel, as in `Regularizer.layers`

@@ -175,7 +175,7 @@ def _replica_means(
         bound=tf.reduce_sum(bound, axis=1) / batch,
         squared_bound=tf.reduce_sum(tf.square(bound), axis=1) / batch,
         kl_per_group=tf.reduce_sum(kl_per_group, axis=0) / batch,
-        kl_per_channel=tf.stack(inferred.output.kl_per_channel) / replicas,
+        kl_per_channel=tf.reduce_sum(inferred.output.kl_per_channel[:own], axis=0) / batch,
         balance=terms.balance / replicas,
         inconsistency=inferred.inconsistency,
         singular_values=singular_values / replicas,
