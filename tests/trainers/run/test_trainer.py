@@ -196,6 +196,8 @@ def test_views_add_their_bound_and_their_divergence(consistent):
     terms = objective_terms(fresh.model, images, output, schedule.kl)
     bound = float(tf.reduce_mean(negative_elbo(terms)[:4]))
     assert float(batch.negative_elbo) == pytest.approx(bound, rel=1e-4)
+    by_channel = np.sum(batch.kl_per_channel, axis=1)  # of the images alone, as by group
+    np.testing.assert_allclose(by_channel, batch.kl_per_group, rtol=1e-4)
     inconsistency = float(tf.reduce_sum(divergences)) / 4
     assert float(batch.inconsistency) == pytest.approx(inconsistency, rel=1e-3)
     penalty = float(schedule.regularization * (tf.reduce_sum(batch.singular_values)))
