@@ -47,6 +47,12 @@ for preset in "$@"; do
     get_images "$preset"
     run=$directory/runs/$preset
     nvae-train --preset="$preset" --workdir="$run" --config.data.data_dir="$images"
+    if [ "$preset" = emoji64 ]; then  # its learning rate had ended the first run too early
+        nvae-train --preset=emoji64 --init_from="$run" --workdir="$run-further" \
+            --config.data.data_dir="$images" --config.train.steps=2900 \
+            --config.train.kl_anneal_portion=0.001 --config.optimizer.learning_rate=4e-3
+        run=$run-further
+    fi
     [ -d "$directory/models/$preset" ] ||
         nvae-save-preset --workdir="$run" --output="$directory/models/$preset" --mantissa_bits=12
 done
