@@ -77,15 +77,13 @@ def of_workdir(path: str) -> Curve:
     """
     directory = os.path.join(Workdir(path).tensorboard, "train")
     tags = ("loss/negative_elbo", "training/gradient_norm", "training/skipped_steps")
-    columns = [
-        {step: values[tag] for step, values in read_scalars(directory, tag).items()} for tag in tags
-    ]
-    steps = sorted(set.intersection(*map(set, columns)))
+    rows = read_scalars(directory, *tags)
+    steps = [step for step, values in rows.items() if len(values) == len(tags)]
     if not steps:
         raise ValueError(f"{path!r} has logged nothing.")
     times = {e.step: e.wall_time for file in event_files(directory) for e in events(file)}
     seconds = np.array([times[step] for step in steps])
-    values = (np.array([column[step] for step in steps]) for column in columns)
+    values = (np.array([rows[step][tag] for step in steps]) for tag in tags)
     return Curve(np.array(steps), (seconds - seconds[0]) / 60, *values)
 
 

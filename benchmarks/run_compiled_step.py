@@ -29,7 +29,7 @@ def main() -> None:
     flags = parser.parse_args()
 
     modules = CompiledModules(flags.directory)
-    operations = modules.operations("step")  # it may miss a file: better before the calls
+    operations = modules.operations("step")  # fails without the module's file: before the calls
     start = time.perf_counter()
     executable = modules.compile("step")
     compilation = time.perf_counter() - start

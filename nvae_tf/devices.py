@@ -117,9 +117,9 @@ def batches_on_devices(
 
 
 def _with_missing(batches: Iterable[tf.Tensor]) -> Iterator[tuple[int, tf.Tensor, int]]:
-    """Yields batches with the number of their first image, and of those they lack.
+    """Yields the number of a batch's first image, the batch, and how many images it lacks.
 
-    Images are counted over all batches; a batch lacks images if the first one had more.
+    Images are counted over all batches. A batch lacks those by which the first one was larger.
     """
     number, size = 0, 0
     for batch in batches:

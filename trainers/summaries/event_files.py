@@ -54,8 +54,8 @@ def _keep_until(path: str, step: int) -> None:
                 writer.write(event.SerializeToString())
 
 
-def read_scalars(directory: str, prefix: str) -> dict[int, dict[str, float]]:
-    """Reads the scalars whose tags begin with a prefix.
+def read_scalars(directory: str, *prefixes: str) -> dict[int, dict[str, float]]:
+    """Reads the scalars whose tags begin with one of the prefixes.
 
     Returns:
       For each step, in ascending order, the values by tag.
@@ -64,7 +64,7 @@ def read_scalars(directory: str, prefix: str) -> dict[int, dict[str, float]]:
     for path in event_files(directory):
         for event in events(path):
             for value in event.summary.value:
-                if value.tag.startswith(prefix):
+                if value.tag.startswith(prefixes):
                     scalar = float(np.squeeze(tf.make_ndarray(value.tensor)))
                     steps.setdefault(event.step, {})[value.tag] = scalar
     return dict(sorted(steps.items()))
