@@ -47,6 +47,13 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors, target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_nothing_stands_twice_on_a_page(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    parts = [part for part in text.split("\n\n") if len(part) > 40]
+    assert len(parts) == len(set(parts))
+
+
 def test_one_version_everywhere():
     version = re.search(r'version="([\d.]+)"', (ROOT / "setup.py").read_text())[1]
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
