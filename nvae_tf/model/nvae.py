@@ -46,10 +46,11 @@ class InferenceOutput(NamedTuple):
     @classmethod
     def of(cls, logits: tf.Tensor, groups: Sequence[InferredGroup]) -> InferenceOutput:
         """Puts together what belongs to single groups, top-down."""
+        kl_per_channel = tf.stack([tf.reduce_sum(g.kl, [1, 2]) for g in groups], axis=1)
         return cls(
             logits=logits,
-            kl_per_group=tf.stack([tf.reduce_sum(g.kl, [1, 2, 3]) for g in groups], axis=1),
-            kl_per_channel=tf.stack([tf.reduce_sum(g.kl, [1, 2]) for g in groups], axis=1),
+            kl_per_group=tf.reduce_sum(kl_per_channel, axis=2),
+            kl_per_channel=kl_per_channel,
             log_q=tf.add_n([g.log_q for g in groups]),
             log_p=tf.add_n([g.log_p for g in groups]),
             latents=[g.latent for g in groups],
