@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from export.manifest import Manifest, write_manifest
-from export.portable_signatures import NAMES
+from export.portable_names import PORTABLE_NAMES
 from export.seed_noise import noise_inputs
 from export.signatures import Signature, make_signatures
 from nvae_tf.model.nvae import NVAE
@@ -55,7 +55,7 @@ def write_onnx(model: NVAE, directory: str | os.PathLike, manifest: Manifest) ->
     signatures = make_signatures(model)
     facts = {"step": str(manifest.step), "config": json.dumps(manifest.config)}
     inputs = _inputs(model, signatures)
-    for name in NAMES:
+    for name in PORTABLE_NAMES:
         proto, _ = tf2onnx.convert.from_function(
             signatures[name],
             signatures[name].input_signature,
@@ -73,7 +73,8 @@ def write_onnx(model: NVAE, directory: str | os.PathLike, manifest: Manifest) ->
         check_same(name, received, signatures[name](*inputs[name].values()))
     precision = model.dtype_policy.name
     write_manifest(
-        os.fspath(directory), dataclasses.replace(manifest, signatures=NAMES, precision=precision)
+        os.fspath(directory),
+        dataclasses.replace(manifest, signatures=PORTABLE_NAMES, precision=precision),
     )
 
 

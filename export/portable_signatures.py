@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
+from export.portable_names import PORTABLE_NAMES
 from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import pad, quantize
 from nvae_tf.model.inference import InferenceModel
@@ -20,8 +21,6 @@ from nvae_tf.training.objective import bits_per_dimension
 
 if TYPE_CHECKING:
     from export.signatures import Outputs, Signature
-
-NAMES = ("decode_tensors", "sample_tensors", "infer_tensors")
 
 
 def portable_signatures(model: InferenceModel, signature: Callable) -> dict[str, Signature]:
@@ -62,7 +61,7 @@ def portable_signatures(model: InferenceModel, signature: Callable) -> dict[str,
         output = model.infer(images, noise)
         return bound_outputs(model, images, output) | latent_outputs(output.latents)
 
-    return dict(zip(NAMES, (decode_tensors, sample_tensors, infer_tensors)))
+    return dict(zip(PORTABLE_NAMES, (decode_tensors, sample_tensors, infer_tensors)))
 
 
 def group_specs(config: ModelConfig, word: str) -> list[tf.TensorSpec]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import logging
 
 from export.manifest import Manifest, read_manifest
-from export.portable_signatures import NAMES
+from export.portable_names import PORTABLE_NAMES
 from export.saved_model import write_saved_model
 from nvae_tf.model.nvae import NVAE
 
@@ -175,7 +175,7 @@ def check_files(base: str | os.PathLike, onnx: bool) -> None:
       ValueError: It has the others.
     """
     present = versions(base) if os.path.isdir(base) else {}
-    others = "saved_model.pb" if onnx else f"{NAMES[0]}.onnx"
+    others = "saved_model.pb" if onnx else f"{PORTABLE_NAMES[0]}.onnx"
     if present and os.path.exists(os.path.join(present[max(present)], others)):
         there, here = ("SavedModels", "ONNX files") if onnx else ("ONNX files", "SavedModels")
         raise ValueError(

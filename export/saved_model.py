@@ -7,8 +7,8 @@ import os
 
 import tensorflow as tf
 
-from export import portable_signatures
 from export.manifest import Manifest, write_manifest
+from export.portable_names import PORTABLE_NAMES
 from export.signatures import make_signatures
 from export.warmup import write_warmup_requests
 from nvae_tf.model.nvae import NVAE
@@ -35,7 +35,7 @@ def write_saved_model(model: NVAE, directory: str | os.PathLike, manifest: Manif
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, directory, signatures=signatures, options=options)
     # Nobody asks a server for the portable ones.
-    served = {name: s for name, s in signatures.items() if name not in portable_signatures.NAMES}
+    served = {name: s for name, s in signatures.items() if name not in PORTABLE_NAMES}
     write_warmup_requests(directory, served)
     precision = model.dtype_policy.name
     write_manifest(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from export.limits import MAX_ROWS
-from export.portable_signatures import NAMES
+from export.portable_names import PORTABLE_NAMES
 from export.publish import versions
 from nvae_tf.files import write_atomically
 
@@ -38,7 +38,7 @@ def update_repository(base: str | os.PathLike, shown: Sequence[int]) -> None:
     base = os.path.abspath(base)
     present = versions(base)
     repository = os.path.join(base, DIRECTORY)
-    for signature in NAMES:
+    for signature in PORTABLE_NAMES:
         name = f"{os.path.basename(base)}_{signature}"
         directory = os.path.join(repository, name)
         os.makedirs(directory, exist_ok=True)

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from export.limits import MAX_REPLY
+from export.portable_names import PORTABLE_NAMES
 from export.seed_noise import noise_inputs
 from export.transports.http import WRONG_SHAPE, HttpServer
 from export.transports.transport import Refusal, Target
 
-_PORTABLE = ("decode_tensors", "sample_tensors", "infer_tensors")
 _FLOAT = np.dtype("<f4")
 _JSON_LENGTH = "Inference-Header-Content-Length"
 _PER_ROW = ("elbo", "bits_per_dim")  # outputs (B,), which Triton declares as (B, 1)
@@ -50,11 +50,11 @@ class KserveTransport:
         end = time.monotonic() + seconds
         if signature == "sample":
             return {"image": _pixels(self._sample(inputs, end).get("image"))}
-        if signature not in _PORTABLE:
+        if signature not in PORTABLE_NAMES:
             raise Refusal(
                 "UNIMPLEMENTED",
-                f"over kserve there are only sample, {', '.join(_PORTABLE)}; the others read and "
-                "write pictures, which takes TensorFlow Serving",
+                f"over kserve there are only sample, {', '.join(PORTABLE_NAMES)}; the others read "
+                "and write pictures, which takes TensorFlow Serving",
             )
         if signature == "sample_tensors":
             return self._sample(inputs, end)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from export.portable_signatures import NAMES
+from export.portable_names import PORTABLE_NAMES
 from export.signatures import Signature
 
 _LENGTH = "Inference-Header-Content-Length"
@@ -49,7 +49,7 @@ def kserve_server(signatures: Mapping[str, Signature], binary: bool = True) -> I
 
         def _with_signature(self, answer: Any) -> None:
             name = self.path.removesuffix("/infer").removeprefix("/v2/models/nvae_")
-            if name not in NAMES:
+            if name not in PORTABLE_NAMES:
                 self._send(404, {"error": f"unknown model: {self.path}"}, b"")
                 return
             try:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from export.onnx_files import check_same
-from export.portable_signatures import NAMES
+from export.portable_names import PORTABLE_NAMES
 from export.seed_noise import noise_of_seed
 from export.signatures import make_signatures
 from nvae_tf import NVAE
@@ -32,7 +32,7 @@ def inputs_of(name, seeds):
     return inputs
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PORTABLE_NAMES)
 def test_it_computes_what_tensorflow_computes(name):
     converter = tf.lite.TFLiteConverter.from_saved_model(small_version(), signature_keys=[name])
     model = interpreter.Interpreter(model_content=converter.convert())

@@ -14,7 +14,7 @@ import tensorflow as tf
 from export import onnx_files
 from export.manifest import Manifest, read_manifest
 from export.onnx_files import _inputs, check_installed, check_same, write_onnx
-from export.portable_signatures import NAMES
+from export.portable_names import PORTABLE_NAMES
 from export.publish import publish, versions
 from export.seed_noise import noise_inputs
 from export.signatures import make_signatures
@@ -58,7 +58,7 @@ def test_a_wrong_file_is_not_published(tmp_path, monkeypatch):
     assert not versions(tmp_path)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PORTABLE_NAMES)
 def test_names_shapes_and_metadata(written, name):
     model = onnx.load(written / f"{name}.onnx")
     spec = small_signatures()[name].structured_input_signature[1]
@@ -73,7 +73,7 @@ def test_names_shapes_and_metadata(written, name):
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert facts["signature"] == name and facts["step"] == "7"
     ExperimentConfig.from_json(facts["config"])
-    assert read_manifest(written).signatures == NAMES
+    assert read_manifest(written).signatures == PORTABLE_NAMES
     assert json.loads(facts["config"])["model"]["num_nf"] == 1
 
 
@@ -95,7 +95,7 @@ def expected(name, inputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PORTABLE_NAMES)
 def test_openvino_computes_the_same(written, inputs, name):
     openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
     options = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -106,7 +106,7 @@ def test_openvino_computes_the_same(written, inputs, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PORTABLE_NAMES)
 def test_onnx_runtime_in_node_computes_the_same(written, inputs, name):
     if not shutil.which("node"):
         pytest.skip("needs Node")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.portable_signatures import NAMES
+from export.portable_names import PORTABLE_NAMES
 from export.seed_noise import noise_inputs, noise_of_seed
 from export.signatures import make_signatures
 from nvae_tf import NVAE
@@ -97,7 +97,7 @@ def test_binary_images_are_taken_as_they_are():
     np.testing.assert_allclose(answer["elbo"], expected["elbo"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PORTABLE_NAMES)
 def test_nothing_that_other_runtimes_lack(name):
     graph = small_signatures()[name].graph.as_graph_def()
     nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]

@@ -11,8 +11,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
-from export import portable_signatures
 from export.manifest import manifest_of, read_manifest
+from export.portable_names import PORTABLE_NAMES
 from export.publish import publish
 from nvae_tf.runs.load import TrainedModel, save_weights
 from nvae_tf.runs.workdir import Workdir
@@ -123,7 +123,7 @@ def test_operations_that_every_server_has_and_none_with_a_state_of_its_own():
 def test_the_manifest_says_what_it_is():
     manifest = read_manifest(small_version())
     assert (manifest.step, manifest.precision) == (7, "float32")
-    assert manifest.signatures == (*SIGNATURES, *portable_signatures.NAMES)
+    assert manifest.signatures == (*SIGNATURES, *PORTABLE_NAMES)
     assert manifest.config["model"]["image_shape"] == [16, 16, 3]
     assert manifest.software["tensorflow"] == tf.__version__
 

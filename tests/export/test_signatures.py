@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import portable_signatures
+from export.portable_names import PORTABLE_NAMES
 from export.signatures import make_signatures
 from nvae_tf import NVAE
 from nvae_tf.data.pipeline import preprocess
@@ -239,6 +239,6 @@ def test_channels_that_no_png_holds():
         )
     )
     signatures = make_signatures(two)
-    assert set(signatures) == {"sample", "serving_default", "decode", *portable_signatures.NAMES}
+    assert set(signatures) == {"sample", "serving_default", "decode", *PORTABLE_NAMES}
     for name, outputs in (("sample", {"image"}), ("serving_default", {"image", "error"})):
         assert set(signatures[name].get_concrete_function().structured_outputs) == outputs

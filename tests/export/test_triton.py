@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from export.manifest import Manifest
-from export.portable_signatures import NAMES
+from export.portable_names import PORTABLE_NAMES
 from export.publish import publish
 from export.serving_client import Client, RequestError
 from export.triton_repository import DIRECTORY, update_repository
@@ -43,9 +43,9 @@ def models(base):
 
 def test_models_and_versions(base, tmp_path):
     copy = pathlib.Path(shutil.copytree(base, tmp_path / "nvae", symlinks=True))
-    names = {f"nvae_{name}" for name in NAMES}
+    names = {f"nvae_{name}" for name in PORTABLE_NAMES}
     assert models(copy) == {key: ["1"] for key in names}
-    for name in NAMES:
+    for name in PORTABLE_NAMES:
         assert (copy / DIRECTORY / f"nvae_{name}" / "1" / f"{name}.onnx").is_file()
     shutil.copytree(copy / "1", copy / "2")
     update_repository(copy, [1, 2])
@@ -65,7 +65,7 @@ def test_the_configuration_is_tritons(base):
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
-    for name in NAMES:
+    for name in PORTABLE_NAMES:
         text = (base / DIRECTORY / f"nvae_{name}" / "config.pbtxt").read_text()
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
         specs = {spec.name: spec.shape.as_list()[1:] for spec in signature_inputs(name)}
