@@ -41,7 +41,9 @@ _PRESET = flags.DEFINE_string("preset", "quickstart", f"One of {', '.join(preset
 _OVERRIDE = flags.DEFINE_multi_string(
     "override", [], "A field's value in JSON, such as model.num_nf=1; may be repeated."
 )
-_TRAIN_STEPS = flags.DEFINE_integer("train_steps", 0, "0: as the preset says.", lower_bound=0)
+_TRAIN_STEPS = flags.DEFINE_integer(
+    "train_steps", 0, "Steps of training; 0: as many as the preset says.", lower_bound=0
+)
 _EVAL_STEPS = flags.DEFINE_integer("eval_steps", 0, "Batches; 0: all images.", lower_bound=0)
 _COMPILE = flags.DEFINE_string(
     "compile", None, "File to write for Kubeflow Pipelines, x.yaml, instead of a run here."

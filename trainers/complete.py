@@ -57,7 +57,9 @@ _COMPLETIONS = flags.DEFINE_integer(
 _STEPS = flags.DEFINE_integer(
     "steps", 100, "Steps of the search for the latent variables.", lower_bound=0
 )
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.1, "Of the first step; it falls to zero.")
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", 0.1, "Learning rate of the search's first step; it falls to zero."
+)
 _SEED = flags.DEFINE_integer(
     "seed", 0, "The same seed gives the same completions.", lower_bound=0, upper_bound=MAX_SEED
 )
