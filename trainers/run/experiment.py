@@ -22,10 +22,10 @@ from nvae_tf.training.schedule import total_steps
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.diagnosis import first_non_finite
 from trainers.run.memory import expected_memory
-from trainers.run.progress import Progress
+from trainers.run.progress import Progress, validation_elbo
 from trainers.run.signals import StopRequest
 from trainers.run.step_profile import StepProfile, StepRange
-from trainers.run.strategies import device_names, is_chief, make_strategy
+from trainers.run.strategies import check_devices, device_names, is_chief, make_strategy
 from trainers.run.trainer import DivergedError, Trainer, has_diverged
 
 
@@ -314,6 +314,8 @@ class _Run:
             except DivergedError:
                 self._progress.fail()
                 raise
+            self._checkpointer.save_if_best(validation_elbo(found))
+            self._progress.finish(found)  # last: a run that has a result is complete
 
     def close(self) -> None:
         """Ends bar, event files and profile; calling it again changes nothing."""

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from nvae_tf.data import describe, evaluation_batches
 from nvae_tf.evaluation import (
     COLLAPSED_NATS,
+    ImageLikelihoods,
     LikelihoodEvaluator,
     LikelihoodResult,
     collapsed_groups,
@@ -28,6 +29,11 @@ from trainers.run.trainer import DivergedError, Trainer
 from trainers.summaries import EXAMPLES, Speed, Summaries, group_name
 
 _VALIDATION_IMAGES = 1000  # at most, during training
+
+
+def validation_elbo(found: ImageLikelihoods) -> float:
+    """Returns the -ELBO in nats by which checkpoints are compared, of the first held-out images."""
+    return float(found.negative_elbo[:_VALIDATION_IMAGES].mean())
 
 
 class Progress:
@@ -121,7 +127,8 @@ class Progress:
         Raises:
           DivergedError: It is not finite.
         """
-        result = self._evaluate(self._test_images[:_VALIDATION_IMAGES], step, self._evaluator)
+        found = self._evaluate(self._test_images[:_VALIDATION_IMAGES], step, self._evaluator)
+        result = found.summary(self._trainer.config.model)
         self._summaries.flush()
         self._write(
             f"step {step}: validation -ELBO {result.negative_elbo:.2f} nats, "
@@ -129,7 +136,7 @@ class Progress:
         )
         self._warn_of_collapse(step, result)
         self._restart_clock(step)
-        return result.negative_elbo
+        return validation_elbo(found)
 
     def _write(self, text: str) -> None:
         self._bar.write(text, file=sys.stderr)
@@ -149,18 +156,23 @@ class Progress:
 
     def _evaluate(
         self, images: np.ndarray, step: int, evaluator: LikelihoodEvaluator
-    ) -> LikelihoodResult:
+    ) -> ImageLikelihoods:
+        config = self._trainer.config.model
         self._model.take(self._trainer.state.evaluation_values())
-        # What fits into a device's memory in training does so here.
-        batch = self._trainer.replica_batch
-        batches = evaluation_batches(images, self._trainer.config.model, batch)
-        result = evaluator.evaluate(batches)
-        if not math.isfinite(result.negative_elbo):
-            raise DivergedError(f"The -ELBO of held-out images was not finite after step {step}")
-        self._summaries.log_validation(step, result)
-        self._summaries.log_images(step)
-        self._model.release()
-        return result
+        try:
+            # What fits into a device's memory in training does so here.
+            batches = evaluation_batches(images, config, self._trainer.replica_batch)
+            found = evaluator.per_image(batches)
+            result = found.summary(config)
+            if not math.isfinite(result.negative_elbo):
+                raise DivergedError(
+                    f"The -ELBO of held-out images was not finite after step {step}"
+                )
+            self._summaries.log_validation(step, result)
+            self._summaries.log_images(step)
+        finally:
+            self._model.release()
+        return found
 
     def flush(self) -> None:
         """Makes everything that was logged visible."""
@@ -170,21 +182,25 @@ class Progress:
         """Reports that the run ends without a result."""
         self._summaries.end(success=False)
 
-    def finish(self) -> None:
-        """Evaluates the finished model on all test images, prints and writes the result.
+    def measure(self) -> ImageLikelihoods:
+        """Evaluates the finished model on all test images.
 
         It does so in float32, as the other programs do, whatever the precision of the training was.
 
         Raises:
-          DivergedError: The result is not finite; nothing is written.
+          DivergedError: The result is not finite.
         """
         evaluator = self._evaluator
         if self._trainer.config.train.precision != "float32":
             exact = NVAE.structure(self._trainer.config.model)
             values = self._trainer.state.evaluation_values()
             evaluator = LikelihoodEvaluator(InferenceModel(exact, values))
+        return self._evaluate(self._test_images, self._trainer.state.steps_done, evaluator)
+
+    def finish(self, found: ImageLikelihoods) -> None:
+        """Prints and writes what `measure` has found."""
         step = self._trainer.state.steps_done
-        result = self._evaluate(self._test_images, step, evaluator)
+        result = found.summary(self._trainer.config.model)
         fields = {
             "split": self._trainer.config.data.test_split,
             "images_sha256": describe(self._test_images)["sha256"],

@@ -53,6 +53,14 @@ def test_a_run_leaves_config_checkpoints_and_evaluation(finished):
     assert not [name for name in os.listdir(finished.path) if "tmp" in name]
 
 
+def test_the_best_checkpoint_has_the_lowest_validation_bound(finished):
+    logged = read_scalars(f"{finished.tensorboard}/validation", "loss/negative_elbo")
+    bounds = {step: values["loss/negative_elbo"] for step, values in logged.items()}
+    assert sorted(bounds) == [2, 4]
+    best = min(bounds, key=bounds.__getitem__)
+    assert finished.checkpoint("best").endswith(f"best/ckpt-{best}")
+
+
 def test_a_finished_run_does_not_start_over(finished, capsys):
     before = os.stat(finished.latest_checkpoint() + ".index").st_mtime_ns
     train(tiny_experiment_config(), finished)
@@ -145,9 +153,10 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
 
 
 def test_the_last_evaluation_is_in_float32(tmp_path):
-    config = tiny_experiment_config(precision="mixed_bfloat16")
+    config = tiny_experiment_config(precision="mixed_bfloat16", image_every=100)
     workdir = Workdir(tmp_path / "half")
     train(config, workdir)
+    assert workdir.checkpoint("best").endswith("best/ckpt-4")  # there was no validation before
     with open(workdir.evaluation) as file:
         reported = json.load(file)["negative_elbo"]
     images = load_images(config.data, config.model, config.data.test_split)
