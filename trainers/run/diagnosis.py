@@ -29,21 +29,24 @@ def first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Ten
       images: (B, H, W, C), the first images of the step's global batch.
 
     Returns:
-      The name of what was not finite first: a variable, a layer's output, the KL of a group, the
-      likelihood, or a gradient. It may be that none is, if other images were the cause, or if
-      memory does not suffice.
+      A sentence without its full stop that says what was not finite first: a variable, a layer's
+      output, the KL of a group, the likelihood, or a gradient. It may be that none is, if other
+      images were the cause, or that memory does not suffice to tell.
     """
     try:
-        return _first_non_finite(trainer, values, step, images[: trainer.replica_batch])
+        culprit = _first_non_finite(trainer, values, step, images[: trainer.replica_batch])
     except tf.errors.ResourceExhaustedError as error:
-        return f"what was not found, for looking for it took too much memory ({error.message})"
+        return f"There was too little memory to look for the cause ({error.message})"
+    if culprit is None:
+        return "Computed again on one device, the first images gave finite values only"
+    return f"The first value that was not finite is {culprit}"
 
 
-def _first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Tensor) -> str:
+def _first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Tensor) -> str | None:
     model = trainer.model
     for path, value in values.items():
         if not _is_finite(value):
-            return f"the variable {path}"
+            return f"in the variable {path}"
     noise = model.draw_noise(len(images), [trainer.config.train.seed, step])
     weights = {v.path: values[v.path] for v in model.trainable_variables}
     with tf.GradientTape() as tape, _observed(model) as layers:
@@ -54,7 +57,7 @@ def _first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Te
         loss = tf.reduce_mean(negative_elbo(terms))
     order = [path for path, _ in layers]
     suspects: list[tuple[float, str]] = [
-        (i, f"the output of {path}") for i, (path, good) in enumerate(layers) if not good
+        (i, f"in the output of {path}") for i, (path, good) in enumerate(layers) if not good
     ]
     for group, latent in enumerate(output.latents):
         if not (_is_finite(output.kl_per_group[:, group]) and _is_finite(latent)):
@@ -63,16 +66,16 @@ def _first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Te
             name = "decoder_stem" if model.config.is_vanilla else combiner
             scale = model.config.group_scales[group]
             place = next(i for i, path in enumerate(order) if path.startswith(name))
-            suspects.append((place - 0.5, f"the KL of group {group} (scale {scale})"))
+            suspects.append((place - 0.5, f"in the KL of group {group} (scale {scale})"))
     if suspects:
         return min(suspects)[1]
     if not _is_finite(terms.reconstruction):
-        return "the likelihood of the images"
+        return "in the likelihood of the images"
     # Gradients are computed from the last layer to the first.
     for path, gradient in reversed(tape.gradient(loss, weights).items()):
         if gradient is not None and not _is_finite(gradient):
-            return f"the gradient of {path}"
-    return "nothing when the first images were computed again on one device"
+            return f"in the gradient of {path}"
+    return None
 
 
 @contextlib.contextmanager

@@ -194,7 +194,7 @@ class _Run:
             trainer.state.start_from(initial.values)
             self.say(f"Starting from the weights of {initial.origin!r}.")
         else:
-            trainer.initialize_from_batch(self._batch())
+            trainer.initialize_from_batch(self._batch(self.step))
         if not restored or self._checkpointer.restored_weights_alone:
             self._save()  # so that there is always something whole to go back to
         self._batches: tf.distribute.DistributedDataset = trainer.batches(self._images)
@@ -208,10 +208,10 @@ class _Run:
             self._progress = Progress(trainer, self._workdir, self._test_images)
         return True
 
-    def _batch(self) -> tf.Tensor:
-        """Returns the model's input (B, H, W, C) of the next step's global batch."""
-        stored = next(iter(training_batches(self._images, self._config, start=self.step)))
-        return training_input(stored, self._config, tf.constant(self.step))
+    def _batch(self, step: int) -> tf.Tensor:
+        """Returns the model's input (B, H, W, C): the global batch of the step after so many."""
+        stored = next(iter(training_batches(self._images, self._config, start=step)))
+        return training_input(stored, self._config, tf.constant(step))
 
     def train_on(self, stop: StopRequest) -> bool:
         """Trains to the last step; returns whether it was stopped before.
@@ -275,20 +275,20 @@ class _Run:
           DivergedError: That was done too often; the message advises what to try.
         """
         trainer = self._trainer
-        failed, step = trainer.state.model_values(), self.step
-        batch = self._batch()
+        failed, step = trainer.state.model_values(), max(self.step - 1, 0)
+        batch = self._batch(step)  # of the last step, which was not finite
         rollbacks = int(trainer.state.guard.rollbacks.numpy()) + 1
         self._checkpointer.restore()  # first, for looking for the culprit may fail
         trainer.check_agreement()
         if self._chief:
             self._checkpointer.clear_leftovers()
         self._batches = trainer.batches(self._images)
-        culprit = first_non_finite(trainer, failed, step, batch)
+        finding = first_non_finite(trainer, failed, step, batch)
         if rollbacks > self._config.train.max_rollbacks:
             if self._progress:
                 self._progress.fail()
             raise DivergedError(
-                f"{error}; first {culprit}. {rollbacks - 1} rollback(s) did not help. The last "
+                f"{error}. {finding}. {rollbacks - 1} rollback(s) did not help. The last "
                 "checkpoint is intact; try a lower optimizer.learning_rate, a larger "
                 "train.weight_decay_norm, optimizer.clip_norm, train.skip_gradient_norm, or "
                 "train.precision=float32."
@@ -296,7 +296,7 @@ class _Run:
         trainer.state.guard.note_rollback(rollbacks)
         factor = float(trainer.state.guard.learning_rate_factor.numpy())
         self.say(
-            f"{error}; first {culprit}. Back to step {self.step}, with {factor:g} times the "
+            f"{error}. {finding}. Back to step {self.step}, with {factor:g} times the "
             f"learning rate (rollback {rollbacks} of {self._config.train.max_rollbacks})."
         )
         if self._progress:
