@@ -52,8 +52,13 @@ class Schedule:
 
 
 def total_steps(config: ExperimentConfig, num_images: int) -> int:
-    """Returns the number of optimiser steps of a whole run."""
-    return config.train.steps or config.train.epochs * steps_per_epoch(config, num_images)
+    """Returns the number of optimiser steps of a whole run.
+
+    Raises:
+      ValueError: There are fewer images than a batch needs.
+    """
+    epoch = steps_per_epoch(config, num_images)
+    return config.train.steps or config.train.epochs * epoch
 
 
 def steps_per_epoch(config: ExperimentConfig, num_images: int) -> int:

@@ -62,21 +62,23 @@ def train(
     if init_from:
         init_from.check_same_model(config)
     strategy = make_strategy(config.train.strategy)
+    check_devices(config.train, strategy.num_replicas_in_sync)
     starts = workdir.latest_checkpoint() is None
     initial = InitialWeights.of(init_from) if init_from and starts else None
-    images = load_images(config.data, config.model, config.data.train_split)
+    # The smaller split first: what is wrong with the configuration shows in either.
     test_images = load_images(config.data, config.model, config.data.test_split)
+    images = load_images(config.data, config.model, config.data.train_split)
     described = {
         config.data.train_split: describe(images),
         config.data.test_split: describe(test_images),
     }
     workdir.check_images(described)
     check_profile_steps(profile_steps, workdir, total_steps(config, len(images)))
-    run = _Run(config, workdir, strategy, images, test_images, profile_steps)
     with contextlib.ExitStack() as scope:
         if is_chief(strategy):
             scope.enter_context(workdir.training())
             workdir.write_images(described)
+        run = _Run(config, workdir, strategy, images, test_images, profile_steps)
         stop = scope.enter_context(StopRequest())
         try:
             started = run.start(initial)
@@ -310,7 +312,7 @@ class _Run:
         """
         if self._progress:
             try:
-                self._progress.finish()
+                found = self._progress.measure()
             except DivergedError:
                 self._progress.fail()
                 raise

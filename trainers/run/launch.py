@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from trainers.run.signals import SIGNALS
-from trainers.run.strategies import check_batch
+from trainers.run.strategies import check_devices
 
 _PATIENCE = 30.0  # seconds that the others have to end after one has failed
 _POLL = 0.2  # seconds
@@ -44,7 +44,7 @@ def check_launch(number: int, config: ExperimentConfig) -> None:
         raise ValueError(
             f"--processes={number} needs train.strategy auto, received {config.train.strategy}."
         )
-    check_batch(config.train, number)
+    check_devices(config.train, number)
     gpus = len(tf.config.list_physical_devices("GPU"))
     if 0 < gpus < number:
         raise ValueError(f"--processes={number} needs as many GPUs, but there are {gpus}.")

@@ -93,8 +93,13 @@ def check_cluster(text: str) -> None:
     require(inside and 0 <= index < len(cluster[kind]), f"has a task of the index {index!r}")
 
 
-def check_batch(train: TrainConfig, replicas: int) -> None:
-    """Raises a ValueError unless so many replicas can share the global batch and its parts."""
+def check_devices(train: TrainConfig, replicas: int) -> None:
+    """Raises a ValueError unless so many replicas can share the steps of a run."""
+    if train.jit_compile == "step" and replicas > 1:
+        raise ValueError(
+            f"train.jit_compile=step is for one device, received {replicas} replicas. Use "
+            "train.jit_compile=islands, which compiles batch normalisation."
+        )
     if train.global_batch_size % (replicas * train.accumulation_steps):
         raise ValueError(
             f"train.global_batch_size must be a multiple of the {replicas} replicas times the "

@@ -22,7 +22,7 @@ from nvae_tf.training.schedule import Schedule
 from trainers.run.accumulation import Accumulator
 from trainers.run.state import Reading, TrainState
 from trainers.run.step import Share, StepDefinition, forward_backward, prepare, update
-from trainers.run.strategies import check_batch
+from trainers.run.strategies import check_devices
 
 _NOT_FINITE_LIMIT = 5  # steps in a row, at which the run counts as diverged
 
@@ -66,12 +66,7 @@ class Trainer:
 
     def __init__(self, config: ExperimentConfig, strategy: tf.distribute.Strategy, num_images: int):
         replicas, parts = strategy.num_replicas_in_sync, config.train.accumulation_steps
-        check_batch(config.train, replicas)
-        if config.train.jit_compile == "step" and replicas > 1:
-            raise ValueError(
-                f"train.jit_compile=step is for one device, received {replicas} replicas. Use "
-                "train.jit_compile=islands, which compiles batch normalisation."
-            )
+        check_devices(config.train, replicas)
         self.config = config
         self.strategy = strategy
         self.schedule = Schedule(config, num_images)

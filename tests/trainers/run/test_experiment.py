@@ -174,6 +174,32 @@ def test_one_process_trains_in_a_workdir(finished):
         pass
 
 
+def test_nothing_is_built_while_another_process_trains(finished, monkeypatch):
+    monkeypatch.setattr(experiment, "Trainer", pytest.fail)  # it may not fit beside the other one
+    with finished.training(), pytest.raises(ValueError, match="Another process trains"):
+        train(tiny_experiment_config(steps=8), finished)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.accumulation_steps": 3}, "multiple of the 1 replicas times the 3 accumulation"),
+        ({"data.test_split": "vla"}, "vla"),
+    ],
+)
+def test_a_slip_shows_before_the_images_to_train_on_are_read(
+    tmp_path, monkeypatch, changes, message
+):
+    def load(data, model, split):
+        assert split != "train"
+        return load_images(data, model, split)
+
+    monkeypatch.setattr(experiment, "load_images", load)
+    with pytest.raises(ValueError, match=message):
+        train(tiny_experiment_config().override(changes), Workdir(tmp_path / "run"))
+    assert not os.path.exists(tmp_path / "run")
+
+
 def test_other_images_are_refused(finished, monkeypatch):
     config = finished.read_config()
     images = load_images(config.data, config.model, "train")
