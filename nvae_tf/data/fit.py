@@ -39,7 +39,7 @@ def check_shape(
 
     Args:
       origin: What the images are of, in words that the user knows.
-      shape: (h, w, C); None where the images differ.
+      shape: (h, w, C); None where the images differ, whose sizes are to be checked one by one.
       data: How they are cropped and resized.
       model: The model for which they are read.
 
@@ -56,7 +56,7 @@ def check_shape(
     problem: str | None = None
     if height is not None and width is not None:
         problem = size_problem(data, model, height, width)
-    elif not data.resize:
+    elif not (data.resize or data.crop or data.center_crop):  # else each image is looked at
         problem = "They have different sizes: set data.resize, best with data.center_crop."
     if problem:
         raise ValueError(f"The images of {origin}: {problem}")

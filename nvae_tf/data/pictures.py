@@ -50,6 +50,9 @@ def _decode_8_bit(content: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
             upright = ImageOps.exif_transpose(picture)
+            # One colour of a PNG may stand for transparency, without an alpha channel.
+            if upright.mode in ("1", "L", "RGB") and "transparency" in upright.info:
+                upright = upright.convert("RGBA" if upright.mode == "RGB" else "LA")
             if upright.mode in ("P", "PA"):
                 has_alpha = upright.mode == "PA" or "transparency" in upright.info
                 upright = upright.convert("RGBA" if has_alpha else "RGB")

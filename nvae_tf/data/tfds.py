@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.fit import check_shape
-from nvae_tf.data.source import Source
+from nvae_tf.data.source import Source, decoded_source
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -85,7 +85,18 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
     )
     identity = f"{builder.info.full_name}/{split}/{builder.data_dir}"
-    return Source(dataset.map(lambda example: _8_bits(example[data.feature])), count, identity)
+    images = dataset.map(lambda example: _8_bits(example[data.feature]))
+    if None not in feature.shape:
+        return Source(images, count, identity)
+    source = decoded_source(
+        images.enumerate(),
+        read=lambda _, image: image,
+        name=lambda number, _: f"{data.name}, image {number} of {split}",
+        data=data,
+        model=model,
+    )
+    source.count, source.identity = count, identity
+    return source
 
 
 class _ForeignFeature(Exception):

@@ -44,6 +44,22 @@ def test_jpeg_and_its_orientation():
     np.testing.assert_array_equal(turned, np.rot90(upright, -1))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_colour_that_stands_for_transparency(channels):
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[:2] = 9, 8, 7
+    key = (9, 8, 7)
+    if channels == 1:
+        pixels, key = pixels[:, :, 0], 9
+    content = encode(pixels, transparency=key)
+    with pytest.raises(ValueError, match="transparent in places"):
+        decode_picture(content, channels)
+    alpha = decode_picture(content, channels + 1)[:, :, -1]
+    np.testing.assert_array_equal(alpha[:, 0], [0, 0, 255, 255])
+    unused = encode(pixels, transparency=200 if channels == 1 else (200, 0, 0))
+    assert decode_picture(unused, channels).shape == (4, 6, channels)
+
+
 def test_conversions_that_lose_nothing():
     gray = RANDOM.integers(256, size=(4, 6), dtype=np.uint8)
     np.testing.assert_array_equal(decode_picture(encode(gray), 1)[:, :, 0], gray)

@@ -1,5 +1,6 @@
 """Where images come from."""
 
+import dataclasses
 import gzip
 import os
 import pathlib
@@ -87,27 +88,45 @@ def test_without_a_network_nothing_is_tried_for_minutes(monkeypatch, tmp_path):
     assert not os.listdir(tmp_path)
 
 
-@pytest.fixture
-def prepared(tmp_path):
-    """A small TFDS data set in files: its configuration, and the path of its features."""
+def prepare(directory, images, shape):
+    """Stores images as a TFDS data set with the name few; returns its configuration."""
     import tensorflow_datasets as tfds
 
-    images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28, 1)
     tfds.dataset_builders.store_as_tfds_dataset(
         name="few",
         version="1.0.0",
-        features=tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(28, 28, 1))}),
+        features=tfds.features.FeaturesDict({"image": tfds.features.Image(shape=shape)}),
         split_datasets={"train": [(i, {"image": image}) for i, image in enumerate(images)]},
-        data_dir=tmp_path,
+        data_dir=directory,
         disable_shuffling=True,
     )
+    return DataConfig(name="few", data_dir=str(directory))
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A small TFDS data set in files: its configuration, and the path of its features."""
+    images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28, 1)
+    data = prepare(tmp_path, images, (28, 28, 1))
     (features,) = (tmp_path / "few").rglob("features.json")
-    return DataConfig(name="few", data_dir=str(tmp_path)), features
+    return data, features
 
 
 def test_a_prepared_set_of_ones_own(prepared):
     data, _ = prepared
     assert load_images(data, GRAY, "train").shape == (2, 28, 28, 1)
+
+
+def test_a_prepared_set_of_different_sizes(tmp_path):
+    images = [np.full((size, 40, 1), size, np.uint8) for size in (30, 28, 29)]
+    data = prepare(tmp_path, images, (None, None, 1))
+    with pytest.raises(ValueError, match="different sizes: set data.resize"):
+        load_images(data, GRAY, "train")
+    cropped = dataclasses.replace(data, crop=(0, 0, 28, 28))
+    assert load_images(cropped, GRAY, "train")[:, 0, 0, 0].tolist() == [30, 28, 29]
+    beyond = dataclasses.replace(data, crop=(0, 0, 29, 29), resize=True)
+    with pytest.raises(ValueError, match="few, image 1 of train: 28x40 .*reaches beyond"):
+        load_images(beyond, GRAY, "train")
 
 
 def test_modules_that_a_data_set_names_are_not_imported(prepared, tmp_path, monkeypatch):
