@@ -103,6 +103,8 @@ _OUTPUT = flags.DEFINE_string(
     "in the workdir, or evaluation_best.json for the best checkpoint; nothing for a preset.",
 )
 
+_SAY_WHERE = ", whose evaluation stays: say with --output where the result goes."
+
 
 def make_extractor() -> FeatureExtractor:
     """Returns the feature extractor that the flags select."""
@@ -130,23 +132,29 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         trained = _find_model()
         config = config_changes(trained.config)
+        split = _SPLIT.value or config.data.test_split
+        replaces = bool(trained.evaluation_path) and not _OUTPUT.value  # the run's own evaluation
+        if replaces and split != trained.config.data.test_split:
+            raise ValueError(f"{split!r} is not the run's test split{_SAY_WHERE}")
         output = _OUTPUT.value or trained.evaluation_path
-        if output and os.path.splitext(output)[1] != ".json":
-            raise ValueError(f"The output must end in .json, received {output!r}.")
-        for path in filter(None, (output, _PER_IMAGE.value)):
+        report = None
+        if output:
+            stem, extension = os.path.splitext(output)
+            if extension != ".json":
+                raise ValueError(f"The output must end in .json, received {output!r}.")
+            report = f"{stem}.html"
+        for path in filter(None, (output, report, _PER_IMAGE.value)):
             check_output(path)
         check_flags()
         group_temperatures(config.model, _TEMPERATURE.value)  # fails early on a wrong flag
         use_devices()
         extractor = make_extractor() if _NUM_SAMPLES.value else None
-        split = _SPLIT.value or config.data.test_split
         images = load_images(config.data, config.model, split)
         known = trained.images.get(split)
-        if known and describe(images) != known and not _OUTPUT.value:
-            raise ValueError(
-                "These are other images than the run's own, whose evaluation stays: say with "
-                "--output where the result goes."
-            )
+        if replaces and known and describe(images) != known:
+            raise ValueError(f"These are other images than the run's own{_SAY_WHERE}")
+        if replaces and (_NUM_IMAGES.value or len(images)) < len(images):
+            raise ValueError(f"--num_images leaves some of the run's images out{_SAY_WHERE}")
         images = images[: _NUM_IMAGES.value]
         model = trained.load()
 
@@ -167,9 +175,8 @@ def main(argv: list[str]) -> None:
         if _NUM_HIERARCHY_IMAGES.value:
             evaluation.measure_hierarchy(_NUM_HIERARCHY_IMAGES.value)
         text = to_json({"step": trained.step, **evaluation.result()})
-        if output:
+        if output and report:
             write_atomically(output, text)
-            report = os.path.splitext(output)[0] + ".html"
             write_atomically(report, evaluation.report(trained.origin))
     print(text, end="")
 

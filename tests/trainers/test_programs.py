@@ -207,6 +207,8 @@ def test_wrong_usage_of_the_others(tmp_path, module, arguments, message):
             "--num_samples=0 --output= --config.data.crop=(0,0,20,20)",
             "say with --output where the result goes",
         ),
+        ("--num_samples=0 --output= --num_images=10", "leaves some of the run's images out"),
+        ("--num_samples=0 --output= --split=train", "'train' is not the run's test split"),
     ],
 )
 def test_wrong_usage_of_evaluate(finished, tmp_path, argument, message):
