@@ -186,7 +186,8 @@ def as_model_sees(images: np.ndarray, numbers: list[int], config: ModelConfig) -
 def chosen_images(mode: str, config: ExperimentConfig) -> tuple[tf.Tensor, np.ndarray]:
     """Returns the images that the flags choose, as the model sees them and as they are stored."""
     stored = load_images(config.data, config.model, config.data.test_split)
-    numbers = integers(_IMAGES, range(_DEFAULT_IMAGES[mode]), len(stored))
+    default = range(min(_DEFAULT_IMAGES[mode], len(stored)))
+    numbers = integers(_IMAGES, default, len(stored))
     if mode == "interpolate" and len(numbers) < 2:
         raise ValueError("An interpolation needs two --images or --seeds, or more.")
     return as_model_sees(stored, numbers, config.model), stored[numbers]

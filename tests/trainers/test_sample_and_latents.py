@@ -47,6 +47,16 @@ def test_sample_readjusts_and_writes_a_directory(workdir, tmp_path):
         assert np.abs(picture - expected[number]).max() <= 1
 
 
+def test_a_test_split_smaller_than_the_default(workdir, tmp_path):
+    (tmp_path / "test").mkdir()
+    for number in range(3):
+        Image.new("L", (8, 8), 60 * number).save(tmp_path / f"test/{number}.png")
+    images = "--config.data.name=folder", f"--config.data.data_dir={tmp_path}"
+    output = f"--output={tmp_path}/x.png"
+    out = finish(start("latents", f"--workdir={workdir}", "--mode=reconstruct", *images, output))
+    assert out == f"reconstruct, 2 rows of 3: {tmp_path}/x.png\n"
+
+
 def image(sheet, row, column):
     """One of the 8x8 images of a sheet."""
     return sheet[2 + 10 * row : 10 + 10 * row, 2 + 10 * column : 10 + 10 * column].astype(int)
