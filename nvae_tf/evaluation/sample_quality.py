@@ -11,7 +11,7 @@ from nvae_tf.evaluation.features import FeatureExtractor
 from nvae_tf.evaluation.kernel_distance import kernel_distance
 from nvae_tf.evaluation.moments import Moments, frechet_distance
 from nvae_tf.evaluation.precision_recall import precision_recall
-from nvae_tf.evaluation.reference import MAX_KEPT_FEATURES, ReferenceFeatures
+from nvae_tf.evaluation.reference import MAX_KEPT_FEATURES, MIN_SAMPLES, ReferenceFeatures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +71,10 @@ def sample_quality(
         moments.update(features)
         if after_batch:
             after_batch(len(features))
-    if moments.count < 4:
+    if moments.count < MIN_SAMPLES:
         raise ValueError(
-            f"Sample quality needs at least 4 generated images, received {moments.count}."
+            f"Sample quality needs at least {MIN_SAMPLES} generated images, received "
+            f"{moments.count}."
         )
     kept_features = np.concatenate(kept)
     kid, kid_standard_deviation = kernel_distance(reference.features, kept_features, seed=seed)

@@ -13,7 +13,7 @@ from nvae_tf.architectures import ARCHITECTURES
 from nvae_tf.config import ModelConfig
 from nvae_tf.model.distributions.likelihoods import num_likelihood_parameters
 from nvae_tf.model.group import LatentGroup
-from nvae_tf.model.layers.cells import ResidualCell
+from nvae_tf.model.layers.cells import ResidualCell, cell_channels
 from nvae_tf.model.layers.combiners import DecoderCombiner, EncoderCombiner, ParameterHead
 from nvae_tf.model.layers.context import current_call
 from nvae_tf.model.layers.convolution import Convolution, WeightNormConvolution
@@ -310,10 +310,10 @@ def _shape_after(kind: str, shape: Shape) -> Shape:
     """Returns the shape that a cell of that kind makes of (None, H, W, C)."""
     _, height, width, channels = shape
     if kind == "down":
-        return None, height // 2, width // 2, 2 * channels
-    if kind == "up":
-        return None, 2 * height, 2 * width, channels // 2
-    return shape
+        height, width = height // 2, width // 2
+    elif kind == "up":
+        height, width = 2 * height, 2 * width
+    return None, height, width, cell_channels(kind, channels)
 
 
 def _through(cells: Sequence[ResidualCell], x: tf.Tensor, training: bool) -> tf.Tensor:
