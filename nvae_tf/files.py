@@ -82,6 +82,19 @@ def check_output(path: str | os.PathLike) -> None:
         raise PermissionError(f"Cannot write into {directory!r}.")
 
 
+def check_new_directory(path: str | os.PathLike) -> None:
+    """Checks that a directory can be created, before the work whose results it holds.
+
+    Raises:
+      ValueError: `path` exists and is not an empty directory, or is a mount point.
+    """
+    path = os.path.realpath(path)
+    if os.path.ismount(path):
+        raise ValueError(f"{path!r} is a mount point; name a directory below it.")
+    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        raise ValueError(f"{path!r} exists already and is not an empty directory.")
+
+
 @contextlib.contextmanager
 def new_directory(path: str | os.PathLike) -> Iterator[str]:
     """Lets the caller fill a directory under a temporary name, and renames it at the end.
@@ -94,11 +107,8 @@ def new_directory(path: str | os.PathLike) -> Iterator[str]:
     Raises:
       ValueError: if `path` exists and is not an empty directory, or is a mount point.
     """
+    check_new_directory(path)
     path = os.path.realpath(path)
-    if os.path.ismount(path):
-        raise ValueError(f"{path!r} is a mount point; name a directory below it.")
-    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
-        raise ValueError(f"{path!r} exists already and is not an empty directory.")
     parent, name = os.path.split(path)
     temporary = os.path.join(parent, f".{name}.{secrets.token_hex(8)}")
     os.makedirs(temporary)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
 from nvae_tf.evaluation.model_card import model_card
+from nvae_tf.files import check_new_directory
 from nvae_tf.model.pretrained import MANTISSA_BITS
 
 _find_model = define_model_flags()
@@ -29,15 +31,15 @@ _MANTISSA_BITS = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
-        use_devices()
-        logging.set_verbosity(logging.WARNING)
-        trained = _find_model()
         output = os.path.normpath(_OUTPUT.value)
+        check_new_directory(output)
+        trained = _find_model()
+        use_devices()
         name = os.path.basename(output)
         saved = dataclasses.replace(
             trained,
             name=name,
-            flags=f"--preset={name}",
+            flags=shlex.quote(f"--preset={name}"),
             # Where the images were is of no use elsewhere.
             config=trained.config.override({"data.data_dir": "", "data.cache_dir": ""}),
         )

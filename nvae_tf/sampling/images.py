@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.files import check_output, new_directory, new_file, write_atomically
+from nvae_tf.files import (
+    check_new_directory,
+    check_output,
+    new_directory,
+    new_file,
+    write_atomically,
+)
 
 SHEET_LIMIT = 4096  # images; larger sheets are of no use to people, and may exceed the memory
 ANIMATIONS = (".gif", ".webp")
@@ -180,11 +186,12 @@ def check_image_output(path: str, count: int) -> str:
       The end of the path, which is `".png"`, `".npy"` or `"/"`.
 
     Raises:
-      ValueError: if the path ends in something else, or a sheet would have more than
-        `SHEET_LIMIT` images.
+      ValueError: if the path ends in something else, a sheet would have more than `SHEET_LIMIT`
+        images, or a directory exists and is not empty.
       FileNotFoundError: if the directory that would hold the file does not exist.
     """
     if path.endswith("/"):
+        check_new_directory(path)
         return "/"
     extension = os.path.splitext(path)[1]
     if extension not in (".png", ".npy"):

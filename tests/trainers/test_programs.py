@@ -228,7 +228,7 @@ def test_wrong_usage_of_evaluate(finished, tmp_path, argument, message):
 @pytest.fixture(scope="module")
 def preset(finished, tmp_path_factory):
     """The finished run's model, saved for others."""
-    directory = tmp_path_factory.mktemp("preset") / "tiny"
+    directory = tmp_path_factory.mktemp("preset") / "tiny model"
     out = run("trainers.save_preset", f"--workdir={finished.path}", f"--output={directory}")
     assert out.startswith(f"{directory}: ")
     return directory
@@ -241,7 +241,7 @@ def test_a_preset_is_as_good_as_the_run(finished, preset, tmp_path):
     assert metadata["evaluation"] == written
     card = (preset / "README.md").read_text()
     assert "| -ELBO |" in card
-    assert "nvae-export --preset=tiny --export_base=serving/tiny\n" in card
+    assert "nvae-export '--preset=tiny model' '--export_base=serving/tiny model'\n" in card
     assert finished.path not in card and finished.path not in (preset / "config.json").read_text()
     sheets = []
     for number, origin in enumerate((f"--workdir={finished.path}", f"--preset={preset}")):
@@ -297,6 +297,8 @@ def test_a_run_starts_from_a_preset(preset, tmp_path):
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
+        ("trainers.save_preset", ["--preset=TINY", "--output=TINY"], "is not an empty directory"),
+        ("trainers.sample", ["--preset=TINY", "--output=TINY/"], "is not an empty directory"),
         ("trainers.sample", ["--preset=nonesuch"], "no trained model 'nonesuch'"),
         ("trainers.sample", ["--preset=mnist", "--workdir=w"], "Exactly one of (workdir, preset)"),
         ("trainers.sample", [], "Exactly one of (workdir, preset)"),
