@@ -9,7 +9,7 @@ import pathlib
 import time
 
 import keras
-from absl import app, flags, logging
+from absl import app, flags
 
 from export.manifest import manifest_of, read_manifest
 from export.onnx_files import check_installed, write_onnx
@@ -56,7 +56,6 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         start = time.perf_counter()
         use_devices()
-        logging.set_verbosity(logging.WARNING)
         write, index = _FORMATS[_FORMAT.value]
         if write:
             if _PRECISION.value != "float32":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
 from nvae_tf.config import DataConfig, ExperimentConfig, check_fields
@@ -190,6 +190,7 @@ def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError, *_SYSTEM_ERRORS) as error:
+        logging.debug("The error was raised here:", exc_info=True)  # --verbosity=1 shows it
         line = " ".join(str(error).split())
         # Names in damaged files may hold what a terminal would obey.
         sys.exit("Error: " + "".join(char if char.isprintable() else "?" for char in line))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from nvae_tf import presets
 from nvae_tf.command_line import usage_errors, use_devices
@@ -60,7 +60,6 @@ def _nearest_preset(model: NVAE) -> ExperimentConfig:
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         use_devices()
-        logging.set_verbosity(logging.WARNING)
         workdir = Workdir(_WORKDIR.value)
         model = import_checkpoint(_CHECKPOINT.value, workdir, _PRESET.value)
     print(

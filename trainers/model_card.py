@@ -5,7 +5,7 @@ Facts from the model's files are filled in; placeholders in angle brackets are l
 
 from __future__ import annotations
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from nvae_tf.command_line import define_model_flags, usage_errors
 from nvae_tf.evaluation.model_card import model_card
@@ -17,7 +17,6 @@ _OUTPUT = flags.DEFINE_string("output", "MODEL_CARD.md", "File to write.")
 
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
-        logging.set_verbosity(logging.WARNING)
         check_output(_OUTPUT.value)
         trained = _find_model()
         write_atomically(_OUTPUT.value, model_card(trained))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from nvae_tf import presets
 from nvae_tf.command_line import (
@@ -85,7 +85,6 @@ def main(argv: list[str]) -> None:
             # The last value of a flag counts: these processes start no others.
             sys.exit(launch(_PROCESSES.value, [*sys.orig_argv, "--processes=1"]))
         use_devices(training=True)
-        logging.set_verbosity(logging.WARNING)
         try:
             train(config, workdir, steps, init_from)
         except DivergedError as error:
