@@ -22,6 +22,7 @@ from trainers.run import experiment
 from trainers.run import step as step_module
 from trainers.run import trainer as trainer_module
 from trainers.run.checkpoints import Checkpointer
+from trainers.run.diagnosis import first_non_finite
 from trainers.run.experiment import train
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import DivergedError, Trainer
@@ -144,7 +145,15 @@ def poison(monkeypatch, steps):
 @pytest.mark.slow
 def test_a_diverging_run_goes_back_and_learns_more_slowly(tmp_path, monkeypatch, capsys):
     held = poison(monkeypatch, [3])
+    searched = []
+
+    def search(trainer, values, step, images):
+        searched.append(step)
+        return first_non_finite(trainer, values, step, images)
+
+    monkeypatch.setattr(experiment, "first_non_finite", search)
     train(small_experiment_config(steps=5), Workdir(tmp_path / "run"))
+    assert searched == [3, 3]  # the step that was poisoned, both times
     printed = capsys.readouterr().out
     assert "Back to step 2, with 0.5 times the learning rate (rollback 1 of 3)" in printed
     assert "Back to step 2, with 0.25 times the learning rate (rollback 2 of 3)" in printed
