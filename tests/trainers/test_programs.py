@@ -294,12 +294,10 @@ def test_a_run_starts_from_a_preset(preset, tmp_path):
         np.testing.assert_array_equal(reader.get_tensor(f"model/{variable.path}"), variable.numpy())
 
 
-def test_verbosity_shows_where_an_error_was_raised(tmp_path):
-    for verbosity, shown in ((0, False), (1, True)):
-        process = Program("trainers.sample", "--preset=nonesuch", f"--verbosity={verbosity}")
-        _, err = process.communicate()
-        assert ("Traceback" in err and "in find" in err) == shown
-        assert err.endswith("(mnist_small, fashion_mnist, emoji64).\n")
+def test_verbosity_shows_where_an_error_was_raised():
+    _, err = Program("trainers.sample", "--preset=nonesuch", "--verbosity=1").communicate()
+    assert "Traceback" in err and "in find" in err
+    assert err.endswith("(mnist_small, fashion_mnist, emoji64).\n")
 
 
 @pytest.mark.parametrize(
