@@ -178,7 +178,7 @@ def test_twenty_kills_change_nothing(tmp_path):
     while True:
         process = start(tmp_path / "killed", *options)
         try:
-            process.communicate(timeout=moments.uniform(9, 28) if kills < 20 else 900)
+            process.communicate(timeout=moments.uniform(5, 16) if kills < 20 else 900)
             break
         except subprocess.TimeoutExpired:
             process.kill()
