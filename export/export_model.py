@@ -15,7 +15,7 @@ from export.manifest import manifest_of, read_manifest
 from export.onnx_files import check_installed, write_onnx
 from export.publish import check_files, publish
 from export.triton_repository import update_repository
-from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
+from nvae_tf.command_line import define_model_flags, log_warnings_only, usage_errors, use_devices
 from nvae_tf.config import PRECISIONS
 
 # What writes a version's files, and what lists the versions.
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
     with usage_errors(argv):
         start = time.perf_counter()
         use_devices()
+        log_warnings_only()
         write, index = _FORMATS[_FORMAT.value]
         if write:
             if _PRECISION.value != "float32":

@@ -196,6 +196,12 @@ def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
         sys.exit("Error: " + "".join(char if char.isprintable() else "?" for char in line))
 
 
+def log_warnings_only() -> None:
+    """Keeps what libraries log as information off the terminal, unless --verbosity is given."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+
+
 def use_devices(training: bool = False) -> None:
     """Configures TensorFlow for the devices of this machine, before any computation.
 

@@ -11,7 +11,7 @@ import dataclasses
 from absl import app, flags
 
 from nvae_tf import presets
-from nvae_tf.command_line import usage_errors, use_devices
+from nvae_tf.command_line import log_warnings_only, usage_errors, use_devices
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import new_directory
 from nvae_tf.model.nvae import NVAE
@@ -60,6 +60,7 @@ def _nearest_preset(model: NVAE) -> ExperimentConfig:
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         use_devices()
+        log_warnings_only()
         workdir = Workdir(_WORKDIR.value)
         model = import_checkpoint(_CHECKPOINT.value, workdir, _PRESET.value)
     print(

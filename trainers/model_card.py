@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from absl import app, flags
 
-from nvae_tf.command_line import define_model_flags, usage_errors
+from nvae_tf.command_line import define_model_flags, log_warnings_only, usage_errors
 from nvae_tf.evaluation.model_card import model_card
 from nvae_tf.files import check_output, write_atomically
 
@@ -17,6 +17,7 @@ _OUTPUT = flags.DEFINE_string("output", "MODEL_CARD.md", "File to write.")
 
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
+        log_warnings_only()
         check_output(_OUTPUT.value)
         trained = _find_model()
         write_atomically(_OUTPUT.value, model_card(trained))

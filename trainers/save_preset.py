@@ -12,7 +12,7 @@ import shlex
 
 from absl import app, flags
 
-from nvae_tf.command_line import define_model_flags, usage_errors, use_devices
+from nvae_tf.command_line import define_model_flags, log_warnings_only, usage_errors, use_devices
 from nvae_tf.evaluation.model_card import model_card
 from nvae_tf.files import check_new_directory
 from nvae_tf.model.pretrained import MANTISSA_BITS
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
         check_new_directory(output)
         trained = _find_model()
         use_devices()
+        log_warnings_only()
         name = os.path.basename(output)
         saved = dataclasses.replace(
             trained,

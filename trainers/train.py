@@ -14,6 +14,7 @@ from nvae_tf import presets
 from nvae_tf.command_line import (
     config_changes,
     define_config_flag,
+    log_warnings_only,
     usage_errors,
     use_devices,
 )
@@ -85,6 +86,7 @@ def main(argv: list[str]) -> None:
             # The last value of a flag counts: these processes start no others.
             sys.exit(launch(_PROCESSES.value, [*sys.orig_argv, "--processes=1"]))
         use_devices(training=True)
+        log_warnings_only()
         try:
             train(config, workdir, steps, init_from)
         except DivergedError as error:
