@@ -16,7 +16,17 @@ from nvae_tf.data.source import UnreadableError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_MODES = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
+# What pictures of Pillow's modes are converted to. The second mode is for those whose `info` says
+# that a colour stands for transparency, which takes no alpha channel in the file.
+_MODES = {
+    "1": ("L", "LA"),
+    "L": ("L", "LA"),
+    "LA": ("LA", "LA"),
+    "P": ("RGB", "RGBA"),
+    "PA": ("RGBA", "RGBA"),
+    "RGB": ("RGB", "RGBA"),
+    "RGBA": ("RGBA", "RGBA"),
+}
 # The errors that Pillow raises for damaged files; they depend on the format and the damage.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -50,17 +60,13 @@ def _decode_8_bit(content: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
             upright = ImageOps.exif_transpose(picture)
-            # One colour of a PNG may stand for transparency, without an alpha channel.
-            if upright.mode in ("1", "L", "RGB") and "transparency" in upright.info:
-                upright = upright.convert("RGBA" if upright.mode == "RGB" else "LA")
-            if upright.mode in ("P", "PA"):
-                has_alpha = upright.mode == "PA" or "transparency" in upright.info
-                upright = upright.convert("RGBA" if has_alpha else "RGB")
             if upright.mode not in _MODES:
                 raise UnreadableError(
                     f"its colours are {upright.mode}; gray, RGB and palettes can be read"
                 )
-            pixels = np.asarray(upright.convert(_MODES[upright.mode]))
+            opaque, transparent = _MODES[upright.mode]
+            mode = transparent if "transparency" in upright.info else opaque
+            pixels = np.asarray(upright.convert(mode))
     except UnreadableError:
         raise
     except _DAMAGE as error:
