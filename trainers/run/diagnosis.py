@@ -29,9 +29,9 @@ def first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Ten
       images: (B, H, W, C), the first images of the step's global batch.
 
     Returns:
-      A sentence without its full stop that says what was not finite first: a variable, a layer's
-      output, the KL of a group, the likelihood, or a gradient. It may be that none is, if other
-      images were the cause, or that memory does not suffice to tell.
+      A sentence without its full stop. It says what was not finite first (a variable, a layer's
+      output, the KL of a group, the likelihood, or a gradient), that all values were finite, which
+      means that other images were the cause, or that the memory did not suffice.
     """
     try:
         culprit = _first_non_finite(trainer, values, step, images[: trainer.replica_batch])
