@@ -305,8 +305,9 @@ def test_verbosity_shows_where_an_error_was_raised():
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("trainers.save_preset", ["--preset=TINY", "--output=TINY"], "is not an empty directory"),
-        ("trainers.sample", ["--preset=TINY", "--output=TINY/"], "is not an empty directory"),
+        # Before the model is looked for:
+        ("trainers.save_preset", ["--preset=no", "--output=TINY"], "is not an empty directory"),
+        ("trainers.sample", ["--preset=no", "--output=TINY/"], "is not an empty directory"),
         ("trainers.sample", ["--preset=nonesuch"], "no trained model 'nonesuch'"),
         ("trainers.sample", ["--preset=mnist", "--workdir=w"], "Exactly one of (workdir, preset)"),
         ("trainers.sample", [], "Exactly one of (workdir, preset)"),
