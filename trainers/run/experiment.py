@@ -211,7 +211,7 @@ class _Run:
         return True
 
     def _batch(self, step: int) -> tf.Tensor:
-        """Returns the global batch of the step after so many, as the model's input (B, H, W, C)."""
+        """Returns the global batch that follows `step` steps, as the model's input (B, H, W, C)."""
         stored = next(iter(training_batches(self._images, self._config, start=step)))
         return training_input(stored, self._config, tf.constant(step))
 

@@ -32,7 +32,7 @@ _VALIDATION_IMAGES = 1000  # at most, during training
 
 
 def validation_elbo(found: ImageLikelihoods) -> float:
-    """Returns the mean -ELBO in nats of the first held-out images, which compares checkpoints."""
+    """Returns the mean -ELBO of the first held-out images in nats, which ranks checkpoints."""
     return float(found.negative_elbo[:_VALIDATION_IMAGES].mean())
 
 

@@ -15,7 +15,7 @@ _PATTERN = "events.out.tfevents.*"
 
 
 def event_files(directory: str) -> list[str]:
-    """Returns the paths of a directory's event files, by the second of their creation."""
+    """Returns the paths of a directory's event files, sorted by the second of their creation."""
     return sorted(glob.glob(os.path.join(glob.escape(directory), _PATTERN)))
 
 
