@@ -6,13 +6,16 @@
 
 A tenth of the emoji are held out. All pictures of an emoji, by whatever artist and in whatever
 skin tone, are in the same split. Of five skin tones three are taken, and none of pairs of people
-with two tones; else most pictures would be of people.
+with two tones; else most pictures would be of people. `labels.csv` has the path and the category of
+each picture, such as "Food & Drink".
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
+import json
 import pathlib
 import re
 import tarfile
@@ -22,6 +25,7 @@ from collections.abc import Iterator
 from absl import app, flags
 from PIL import Image
 
+from nvae_tf.command_line import usage_errors
 from nvae_tf.files import new_directory
 
 _PACKAGES = flags.DEFINE_string("packages", ".", "Directory of the packages, as npm packs them.")
@@ -39,6 +43,23 @@ _TONES_TAKEN = _TONES[::2]
 _GENDERS = ("2640", "2642")
 _PEOPLE = ("1f468", "1f469", "1f9d1")  # man, woman, person
 _JOINERS = ("fe0f", "200d")
+_CATEGORIES = "package/emoji.json"  # in Noto's package
+_PARTS = "Component"  # category of skin tones, as emoji of their own
+
+
+def package_of(packages: pathlib.Path, artist: str) -> pathlib.Path:
+    """Returns the path of an artist's package.
+
+    Raises:
+      FileNotFoundError: There is no such file, or there are several.
+    """
+    beginning, _ = _SETS[artist]
+    paths = sorted(packages.glob(f"{beginning}*.tgz"))
+    if len(paths) != 1:
+        raise FileNotFoundError(
+            f"{packages} must hold one {beginning}*.tgz, but there are {len(paths)}."
+        )
+    return paths[0]
 
 
 def emoji_of(codes: list[str]) -> str:
@@ -59,6 +80,31 @@ def split_of(emoji: str) -> str:
     return "test" if int.from_bytes(digest[:8], "big") % _HELD_OUT == 0 else "train"
 
 
+def spelling(codes: list[str]) -> list[str]:
+    """Returns code points as Noto's package writes them; Fluent's has 39-fe0f and 1f3f4-e0067_…."""
+    return [code.zfill(4) for code in "-".join(codes).replace("_", "-").split("-")]
+
+
+def categories(path: pathlib.Path) -> dict[str, str]:
+    """Reads the category of each emoji, which all of its variants have, from Noto's package."""
+    with tarfile.open(path) as package:
+        file = package.extractfile(_CATEGORIES)
+        assert file
+        entries = json.load(file)
+    return {
+        emoji_of(entry["unified"].lower().split("-")): entry["category"]
+        for entry in entries
+        if entry["category"] != _PARTS
+    }
+
+
+def category_of(codes: list[str], known: dict[str, str]) -> str:
+    """Returns the category of a picture: if its emoji is unknown, that of its first code point."""
+    codes = spelling(codes)
+    emoji = emoji_of(codes)
+    return known[emoji] if emoji in known else known[codes[0]]
+
+
 def picture(content: bytes) -> Image.Image:
     """Decodes a picture on white, `_SIZE` pixels wide and high."""
     image = Image.open(io.BytesIO(content)).convert("RGBA")
@@ -66,15 +112,10 @@ def picture(content: bytes) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB").resize((_SIZE, _SIZE), Image.BOX)
 
 
-def pictures(packages: pathlib.Path, artist: str) -> Iterator[tuple[list[str], bytes]]:
-    """Yields code points and content of the pictures that are taken."""
-    beginning, pattern = _SETS[artist]
-    paths = sorted(packages.glob(f"{beginning}*.tgz"))
-    if len(paths) != 1:
-        raise FileNotFoundError(
-            f"{packages} must hold one {beginning}*.tgz, but there are {len(paths)}."
-        )
-    with tarfile.open(paths[0]) as package:
+def pictures(path: pathlib.Path, artist: str) -> Iterator[tuple[list[str], bytes]]:
+    """Yields code points and content of the pictures of an artist's package that are taken."""
+    _, pattern = _SETS[artist]
+    with tarfile.open(path) as package:
         for member in package:
             match = pattern.fullmatch(member.name)
             codes = match[1].lower().split("-") if match else []
@@ -85,17 +126,24 @@ def pictures(packages: pathlib.Path, artist: str) -> Iterator[tuple[list[str], b
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    with usage_errors(argv):
+        directory = pathlib.Path(_PACKAGES.value)
+        packages = {artist: package_of(directory, artist) for artist in _SETS}
+    known = categories(packages["noto"])
     counts: Counter = Counter()
-    with new_directory(_OUTPUT.value) as directory:
+    labels = []
+    with new_directory(_OUTPUT.value) as output:
         for split in ("train", "test"):
-            pathlib.Path(directory, split).mkdir()
-        for artist in _SETS:
-            for codes, content in pictures(pathlib.Path(_PACKAGES.value), artist):
+            pathlib.Path(output, split).mkdir()
+        for artist, package in packages.items():
+            for codes, content in pictures(package, artist):
                 split = split_of(emoji_of(codes))
-                path = pathlib.Path(directory, split, f"{'-'.join(codes)}_{artist}.png")
-                picture(content).save(path)
+                path = f"{split}/{'-'.join(codes)}_{artist}.png"
+                picture(content).save(pathlib.Path(output, path))
+                labels.append((path, category_of(codes, known)))
                 counts[artist, split] += 1
+        with pathlib.Path(output, "labels.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(sorted(labels))
     for (artist, split), count in counts.items():
         print(f"{artist}, {split}: {count} pictures")
 

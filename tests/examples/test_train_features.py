@@ -1,10 +1,11 @@
-"""The classifier whose features measure samples of idx files."""
+"""The classifier whose features measure samples."""
 
 import gzip
 import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nvae_tf.evaluation.features import SavedModelFeatures
 from tests.trainers.programs import Program, run
@@ -31,7 +32,7 @@ def data(tmp_path):
 def test_its_features_are_those_of_a_saved_model(data, tmp_path):
     output = tmp_path / "features"
     printed = run(
-        "examples.idx_features",
+        "examples.train_features",
         f"--data_dir={data}",
         f"--output={output}",
         "--side=8",
@@ -56,11 +57,60 @@ def test_labels_must_be_there_and_fit(data, tmp_path):
         if content:
             path.write_bytes(content)
         program = Program(
-            "examples.idx_features",
+            "examples.train_features",
             f"--data_dir={data}",
             f"--output={tmp_path / 'features'}",
             "--side=8",
         )
         _, error = program.communicate()
         assert program.returncode == 1 and message in error
+    assert not (tmp_path / "features").exists()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Red and blue pictures in two splits, in an order of names that mixes the colours."""
+    lines = []
+    for split in ("train", "test"):
+        (tmp_path / "pictures" / split).mkdir(parents=True)
+        for index in range(20):
+            color = ("red", "blue")[index % 3 % 2]
+            path = f"{split}/{index}.png"
+            Image.new("RGB", (8, 8), color).save(tmp_path / "pictures" / path)
+            lines.append(f"{path},{color}\n")
+    (tmp_path / "pictures" / "labels.csv").write_text("".join(lines))
+    return tmp_path / "pictures"
+
+
+def test_pictures_have_labels_in_a_table(pictures, tmp_path):
+    output = tmp_path / "features"
+    printed = run(
+        "examples.train_features",
+        f"--data_dir={pictures}",
+        f"--output={output}",
+        "--side=8",
+        "--epochs=100",
+    )
+    assert printed.splitlines()[-1].startswith(f"{output}: 100.00%")
+    assert SavedModelFeatures(output)(np.zeros((2, 8, 8, 3))).shape == (2, 128)
+
+
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        (lambda lines: lines[1:], "labels.csv has no label for train/0.png"),
+        (lambda lines: [*lines[:-1], "test/19.png,green\n"], "has the labels green"),
+    ],
+)
+def test_each_picture_needs_a_label_to_learn(pictures, tmp_path, broken, message):
+    table = pictures / "labels.csv"
+    table.write_text("".join(broken(table.read_text().splitlines(keepends=True))))
+    program = Program(
+        "examples.train_features",
+        f"--data_dir={pictures}",
+        f"--output={tmp_path / 'features'}",
+        "--side=8",
+    )
+    _, error = program.communicate()
+    assert program.returncode == 1 and message in error
     assert not (tmp_path / "features").exists()
