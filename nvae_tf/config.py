@@ -325,6 +325,9 @@ class TrainConfig:
         3, "returns to the last checkpoint after a loss that was not finite", low=0, high=1000
     )
     precision: str = option("float32", "precision of the activations", choices=PRECISIONS)
+    freeze_batch_norm: bool = option(
+        False, "normalise by the moving averages of the weights that the run starts with"
+    )
     recompute: bool = option(
         False, "recompute cells in the backward pass instead of keeping activations"
     )

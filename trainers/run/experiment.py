@@ -48,8 +48,9 @@ def train(
     Raises:
       OSError: The workdir cannot be one.
       ValueError: The workdir holds another run, or this one with other images, or another process
-        trains there, training and test split are the same, the images or `init_from` do not fit, or
-        the steps to trace are not among those to come; nothing is created.
+        trains there, training and test split are the same, the images or `init_from` do not fit,
+        batch normalisation is to be frozen without `init_from`, or the steps to trace are not among
+        those to come; nothing is created.
       DivergedError: The loss is not finite any more, and going back did not help.
     """
     workdir.check_usable()
@@ -64,6 +65,11 @@ def train(
     strategy = make_strategy(config.train.strategy)
     check_devices(config.train, strategy.num_replicas_in_sync)
     starts = workdir.latest_checkpoint() is None
+    if starts and config.train.freeze_batch_norm and not init_from:
+        raise ValueError(
+            "train.freeze_batch_norm takes the moving averages of the weights that a run starts "
+            "with: say with --init_from which weights those are."
+        )
     initial = InitialWeights.of(init_from) if init_from and starts else None
     # The smaller split first: what is wrong with the configuration shows in either.
     test_images = load_images(config.data, config.model, config.data.test_split)

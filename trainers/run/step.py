@@ -58,7 +58,7 @@ class Share(NamedTuple):
     """The contribution of a batch, or of a part of one, to the update of a state."""
 
     gradients: list[tf.Tensor]  # by stack of the weights, times the loss scale
-    statistics: list[tf.Tensor]  # by stack of the moving averages
+    statistics: list[tf.Tensor]  # by stack of the moving averages; none if those are frozen
     means: BatchMeans
 
 
@@ -134,16 +134,19 @@ def forward_backward(
     summed = replicas.sum([*gradients, *means])
     gradients, means = summed[: len(gradients)], BatchMeans(*summed[len(gradients) :])
     # The replicas have synchronised their batch statistics already.
-    return Share(gradients, run.statistics.join(inferred.statistics), means), vectors
+    frozen = run.config.train.freeze_batch_norm
+    statistics = [] if frozen else run.statistics.join(inferred.statistics)
+    return Share(gradients, statistics, means), vectors
 
 
 def _output_and_divergence(
     run: StepDefinition, images: tf.Tensor, noise: list[tf.Tensor]
 ) -> tuple[InferenceOutput, tf.Tensor]:
     """Calls the model; returns the sum of the views' divergences as well, 0 without views."""
+    training = not run.config.train.freeze_batch_norm
     if not run.config.train.consistency:
-        return run.model.infer(images, noise, training=True), tf.constant(0.0)
-    output, divergences = infer_with_views(run.model, images, noise)
+        return run.model.infer(images, noise, training=training), tf.constant(0.0)
+    output, divergences = infer_with_views(run.model, images, noise, training=training)
     return output, tf.reduce_sum(divergences)
 
 

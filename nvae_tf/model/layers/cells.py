@@ -405,8 +405,9 @@ class ResidualCell(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         call = current_call()
-        if training and call and call.recompute:
-            return recompute(self, functools.partial(self._compute, training=True), x, call)
+        if call and call.recompute:
+            compute = functools.partial(self._compute, training=training)
+            return recompute(self, compute, x, call)
         return self._compute(x, training)
 
     def _compute(self, x: tf.Tensor, training: bool) -> tf.Tensor:

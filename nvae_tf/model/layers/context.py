@@ -37,7 +37,7 @@ class Call:
         computed by its layer.
       folded: What convolutions and normalisations use instead of their variables, if they only
         answer.
-      recompute: Whether cells in training keep nothing but their input.
+      recompute: Whether cells keep nothing but their input for the backward pass.
       initialize: Whether convolutions with `data_init` set scale and bias from what they see.
       replicas: Those over which batch normalisation takes the mean.
       jit_compile: What XLA compiles: `"none"`, `"islands"` (batch normalisation) or `"step"` (all).
@@ -91,7 +91,7 @@ def functional_call(
         among them keeps its own value.
       kernels: Effective kernels (h, w, in, out) by the path of the kernel's variable.
       folded: What convolutions and normalisations use instead of their variables, without training.
-      recompute: Whether cells in training keep nothing but their input.
+      recompute: Whether cells keep nothing but their input for the backward pass.
       initialize: Whether convolutions with `data_init` set scale and bias from what they see.
         Inside the scope, their variables have the new values.
       replicas: Those over which batch normalisation takes the mean; None: those of the

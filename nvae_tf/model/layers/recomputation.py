@@ -45,7 +45,8 @@ def recompute(
             known=known,
         ) as inner:
             y = compute(x)
-        return y, [inner.statistics[path] for path in averages]
+        # Normalisations that do not train leave no statistics.
+        return y, [inner.statistics[path] for path in averages if path in inner.statistics]
 
     @tf.custom_gradient
     def twice(x: tf.Tensor, *tensors: tf.Tensor) -> tuple:

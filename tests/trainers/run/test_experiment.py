@@ -185,6 +185,7 @@ def test_nothing_is_built_while_another_process_trains(finished, monkeypatch):
     [
         ({"train.accumulation_steps": 3}, "multiple of the 1 replicas times the 3 accumulation"),
         ({"data.test_split": "vla"}, "vla"),
+        ({"train.freeze_batch_norm": True}, "say with --init_from which weights"),
     ],
 )
 def test_a_slip_shows_before_the_images_to_train_on_are_read(

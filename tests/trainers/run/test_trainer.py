@@ -35,6 +35,8 @@ def first_batch(trainer):
 
 CONFIG = tiny_experiment_config(steps=100).override({"model.num_nf": 1})
 SMALL = small_experiment_config(steps=100)
+# As beta is 1, nothing looks at the whole of a batch.
+FROZEN = SMALL.override({"train.freeze_batch_norm": True, "train.kl_anneal_portion": 1e-9})
 
 
 @functools.cache
@@ -191,7 +193,7 @@ def test_views_add_their_bound_and_their_divergence(consistent):
     )
     assert images.shape[0] == 8
     with functional_call(fresh.model, fresh.state.model_values()):
-        output, divergences = infer_with_views(fresh.model, images, noise)
+        output, divergences = infer_with_views(fresh.model, images, noise, training=True)
     batch, schedule, _ = consistent[1][0]
     terms = objective_terms(fresh.model, images, output, schedule.kl)
     bound = float(tf.reduce_mean(negative_elbo(terms)[:4]))
@@ -224,6 +226,45 @@ def test_views_are_those_of_the_global_batch(consistent, strategy, changes):
 def test_recomputation_changes_nothing_but_memory(small):
     config = SMALL.override({"train.recompute": True})
     assert_same_path(train("one_device", 5, config), small)
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """With frozen batch normalisation, after 5 steps."""
+    return train("one_device", 5, FROZEN)
+
+
+def test_frozen_batch_norm_uses_the_moving_averages_and_keeps_them(frozen):
+    trainer, metrics = frozen
+    fresh = Trainer(FROZEN, strategy_of("one_device"), num_images=100)
+    for before, after in zip(fresh.state.statistics.stacks, trainer.state.statistics.stacks):
+        np.testing.assert_array_equal(before, after)
+    for before, after in zip(fresh.state.weights.stacks, trainer.state.weights.stacks):
+        assert np.any(before.numpy() != after.numpy())
+    images = first_batch(fresh)
+    noise = fresh.model.draw_noise(4, tf.constant([FROZEN.train.seed, 0], tf.int64))
+    bounds = []
+    for training in (False, True):
+        with functional_call(fresh.model, fresh.state.model_values()):
+            output = fresh.model.infer(images, noise, training=training)
+        terms = objective_terms(fresh.model, images, output, 1e-4)
+        bounds.append(float(tf.reduce_mean(negative_elbo(terms))))
+    assert float(metrics[0].batch.negative_elbo) == pytest.approx(bounds[0], rel=1e-5)
+    assert abs(bounds[1] - bounds[0]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes"),
+    [
+        ("one_device", {"train.recompute": True}),
+        ("one_device", {"train.jit_compile": "islands"}),
+        ("one_device", {"train.accumulation_steps": 2}),
+        ("mirrored", {}),
+    ],
+)
+def test_frozen_batch_norm_does_not_depend_on_how_a_batch_is_computed(frozen, strategy, changes):
+    ours = train(strategy, 3, FROZEN.override(changes))
+    assert_same_path(ours, (frozen[0], frozen[1][:3]), rtol=3e-5, balanced=False)
 
 
 @pytest.mark.parametrize(
