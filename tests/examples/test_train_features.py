@@ -29,15 +29,13 @@ def data(tmp_path):
     return directory
 
 
+def command(data, output):
+    return ("examples.train_features", f"--data_dir={data}", f"--output={output}", "--side=8")
+
+
 def test_its_features_are_those_of_a_saved_model(data, tmp_path):
     output = tmp_path / "features"
-    printed = run(
-        "examples.train_features",
-        f"--data_dir={data}",
-        f"--output={output}",
-        "--side=8",
-        "--epochs=100",
-    )
+    printed = run(*command(data, output), "--epochs=100")
     assert printed.splitlines()[-1] == (
         f"{output}: 100.00% of the test images are classified correctly"
     )
@@ -56,12 +54,7 @@ def test_labels_must_be_there_and_fit(data, tmp_path):
         path.unlink()
         if content:
             path.write_bytes(content)
-        program = Program(
-            "examples.train_features",
-            f"--data_dir={data}",
-            f"--output={tmp_path / 'features'}",
-            "--side=8",
-        )
+        program = Program(*command(data, tmp_path / "features"))
         _, error = program.communicate()
         assert program.returncode == 1 and message in error
     assert not (tmp_path / "features").exists()
@@ -84,13 +77,7 @@ def pictures(tmp_path):
 
 def test_pictures_have_labels_in_a_table(pictures, tmp_path):
     output = tmp_path / "features"
-    printed = run(
-        "examples.train_features",
-        f"--data_dir={pictures}",
-        f"--output={output}",
-        "--side=8",
-        "--epochs=100",
-    )
+    printed = run(*command(pictures, output), "--epochs=100")
     assert printed.splitlines()[-1].startswith(f"{output}: 100.00%")
     assert SavedModelFeatures(output)(np.zeros((2, 8, 8, 3))).shape == (2, 128)
 
@@ -105,12 +92,7 @@ def test_pictures_have_labels_in_a_table(pictures, tmp_path):
 def test_each_picture_needs_a_label_to_learn(pictures, tmp_path, broken, message):
     table = pictures / "labels.csv"
     table.write_text("".join(broken(table.read_text().splitlines(keepends=True))))
-    program = Program(
-        "examples.train_features",
-        f"--data_dir={pictures}",
-        f"--output={tmp_path / 'features'}",
-        "--side=8",
-    )
+    program = Program(*command(pictures, tmp_path / "features"))
     _, error = program.communicate()
     assert program.returncode == 1 and message in error
     assert not (tmp_path / "features").exists()
