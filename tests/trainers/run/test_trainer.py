@@ -267,6 +267,13 @@ def test_frozen_batch_norm_does_not_depend_on_how_a_batch_is_computed(frozen, st
     assert_same_path(ours, (frozen[0], frozen[1][:3]), rtol=3e-5, balanced=False)
 
 
+def test_frozen_batch_norm_normalises_views_alike():
+    config = FROZEN.override({"train.consistency": 0.1})
+    whole = train("one_device", 2, config)
+    parts = train("one_device", 2, config.override({"train.accumulation_steps": 2}))
+    assert_same_path(parts, whole, rtol=3e-5, balanced=False)
+
+
 @pytest.mark.parametrize(
     ("strategy", "jit_compile"),
     [
