@@ -52,6 +52,11 @@ def main(argv: list[str]) -> None:
         if os.path.isdir(_OUTPUT.value) and os.listdir(_OUTPUT.value):
             raise ValueError(f"--output={_OUTPUT.value!r} is not empty: it may hold another step.")
         config = config_changes(presets.get(_PRESET.value)).override({"train.jit_compile": "step"})
+        if 0 < config.train.frozen_batch_norm_portion < 1:
+            raise ValueError(
+                "A compiled step stays the same: train.frozen_batch_norm_portion must be 0, or 1 "
+                "in a run of its own that starts with --init_from."
+            )
         init_from = TrainedModel.of(_INIT_FROM.value) if _INIT_FROM.value else None
         if init_from:
             init_from.check_same_model(config)

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
 
 def count_operations(trainer: Trainer, batches: tf.distribute.DistributedDataset) -> int:
     """Returns the number of operations in the graph of a step and in all functions it calls."""
-    definition = trainer.concrete_functions(batches)[0].graph.as_graph_def()
+    definition = trainer.traced_step().concrete_functions(batches)[0].graph.as_graph_def()
     functions = sum(len(function.node_def) for function in definition.library.function)
     return len(definition.node) + functions
 

@@ -35,7 +35,7 @@ def steps(trainer: Trainer, count: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """
 
     def step(stored: tf.Tensor) -> tf.Tensor:
-        means, _, verdict = trainer.whole_step(stored, tf.constant(False))
+        means, _, verdict = trainer.traced_step().whole(stored, tf.constant(False))
         values = [means.loss, means.negative_elbo, means.kl, verdict.gradient_norm]
         return tf.stack([*values, tf.cast(verdict.skipped, tf.float32)])
 

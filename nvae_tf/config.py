@@ -300,6 +300,9 @@ class TrainConfig:
     kl_const_portion: float = option(
         1e-4, "share of all steps in which beta stays at its minimum", low=0, high=1
     )
+    frozen_batch_norm_portion: float = option(
+        0.0, "share of all steps, the last ones, that normalise by moving averages", low=0, high=1
+    )
     weight_decay_norm: float = option(
         1e-2, "lambda of the spectral and batch-norm regularisation", low=0, high=1_000_000
     )
@@ -325,9 +328,6 @@ class TrainConfig:
         3, "returns to the last checkpoint after a loss that was not finite", low=0, high=1000
     )
     precision: str = option("float32", "precision of the activations", choices=PRECISIONS)
-    freeze_batch_norm: bool = option(
-        False, "normalise by the moving averages of the weights that the run starts with"
-    )
     recompute: bool = option(
         False, "recompute cells in the backward pass instead of keeping activations"
     )

@@ -16,9 +16,9 @@ from nvae_tf.model.nvae import NVAE, InferenceOutput, InferredGroup
 
 
 def infer_with_views(
-    model: NVAE, images: tf.Tensor, noise: Sequence[tf.Tensor], training: bool
+    model: NVAE, images: tf.Tensor, noise: Sequence[tf.Tensor]
 ) -> tuple[InferenceOutput, tf.Tensor]:
-    """Does what `NVAE.infer` does, and compares posteriors of images and their views.
+    """Does what `NVAE.infer` does in training, and compares posteriors of images and their views.
 
     The divergence KL(q(z|view) || q(z|image)) of the hierarchies is a sum over the groups. Each
     group's term is that of its two posteriors after the same z_<l, those that were drawn for the
@@ -28,13 +28,12 @@ def infer_with_views(
       model: The model.
       images: (2B, H, W, C), B images and then one view of each.
       noise: L standard-normal tensors (2B, H_l, W_l, C_z), top-down.
-      training: Whether batch normalisation uses the batch's statistics.
 
     Returns:
       What `infer` returns of all 2B, and the divergences (B, L) in nats.
     """
     count = images.shape[0] // 2
-    features = model.bottom_up(images, training=training)
+    features = model.bottom_up(images, training=True)
     groups: list[InferredGroup] = []
     divergences = []
 
@@ -48,5 +47,5 @@ def infer_with_views(
         groups.append(model.infer_group(group, features[group], top_down, noise[group]))
         return groups[-1].latent
 
-    logits = model.top_down(images.shape[0], draw, training=training)
+    logits = model.top_down(images.shape[0], draw, training=True)
     return InferenceOutput.of(logits, groups), tf.stack(divergences, axis=1)

@@ -28,6 +28,8 @@ class Schedule:
 
     Attributes:
       total_steps: The number of optimiser steps of the whole run.
+      frozen_from: The number of steps after which batch normalisation is frozen; `total_steps` if
+        it never is.
 
     Raises:
       ValueError: There are fewer images than a batch needs.
@@ -36,6 +38,8 @@ class Schedule:
     def __init__(self, config: ExperimentConfig, num_images: int):
         self._config = config
         self.total_steps = total_steps(config, num_images)
+        portion = config.train.frozen_batch_norm_portion
+        self.frozen_from = self.total_steps - int(portion * self.total_steps)
         steps = steps_per_epoch(config, num_images)
         self._warmup_steps = round(config.optimizer.warmup_epochs * steps)
 

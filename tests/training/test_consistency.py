@@ -24,7 +24,7 @@ def twice(images):
 def test_an_image_is_consistent_with_itself(model):
     images = twice(random_images(model.config))
     noise = model.draw_noise(6, (0, 0))
-    _, divergences = infer_with_views(model, images, noise, training=True)
+    _, divergences = infer_with_views(model, images, noise)
     assert divergences.shape == [3, model.config.num_groups]
     np.testing.assert_allclose(divergences, 0, atol=1e-5)
 
@@ -32,9 +32,7 @@ def test_an_image_is_consistent_with_itself(model):
 def test_the_divergence_is_that_of_the_hierarchies(model):
     images, views = random_images(model.config, seed=0), random_images(model.config, seed=1)
     noise = model.draw_noise(6, (0, 0))
-    output, divergences = infer_with_views(
-        model, tf.concat([images, views], 0), noise, training=True
-    )
+    output, divergences = infer_with_views(model, tf.concat([images, views], 0), noise)
     alone = model.infer(views, [part[3:] for part in noise], training=True)
     np.testing.assert_allclose(output.logits[3:], alone.logits, atol=1e-5)
     np.testing.assert_allclose(output.kl_per_group[3:], alone.kl_per_group, rtol=1e-4, atol=1e-5)
@@ -60,7 +58,7 @@ def test_the_gradient_is_that_of_the_divergence(model):
 
     def divergence(weights):
         with functional_call(model, values | weights):
-            return tf.reduce_sum(infer_with_views(model, images, noise, training=True)[1])
+            return tf.reduce_sum(infer_with_views(model, images, noise)[1])
 
     with tf.GradientTape() as tape:
         tape.watch(weights)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import describe, load_images, training_batches, training_input
@@ -49,8 +51,8 @@ def train(
       OSError: The workdir cannot be one.
       ValueError: The workdir holds another run, or this one with other images, or another process
         trains there, training and test split are the same, the images or `init_from` do not fit,
-        batch normalisation is to be frozen without `init_from`, or the steps to trace are not among
-        those to come; nothing is created.
+        batch normalisation is to be frozen from the first step without `init_from`, or the steps to
+        trace are not among those to come; nothing is created.
       DivergedError: The loss is not finite any more, and going back did not help.
     """
     workdir.check_usable()
@@ -65,10 +67,10 @@ def train(
     strategy = make_strategy(config.train.strategy)
     check_devices(config.train, strategy.num_replicas_in_sync)
     starts = workdir.latest_checkpoint() is None
-    if starts and config.train.freeze_batch_norm and not init_from:
+    if starts and config.train.frozen_batch_norm_portion == 1 and not init_from:
         raise ValueError(
-            "train.freeze_batch_norm takes the moving averages of the weights that a run starts "
-            "with: say with --init_from which weights those are."
+            "train.frozen_batch_norm_portion=1 takes the moving averages of the weights that a run "
+            "starts with: say with --init_from which weights those are, or freeze less of the run."
         )
     initial = InitialWeights.of(init_from) if init_from and starts else None
     # The smaller split first: what is wrong with the configuration shows in either.
@@ -179,7 +181,8 @@ class _Run:
     def say(self, text: str) -> None:
         """Prints a text on the chief."""
         if self._chief:
-            print(text, flush=True)
+            tqdm.write(text)  # which leaves a bar whole
+            sys.stdout.flush()
 
     def start(self, initial: InitialWeights | None) -> bool:
         """Restores or initialises; returns whether there is anything left to do."""
@@ -206,15 +209,21 @@ class _Run:
         if not restored or self._checkpointer.restored_weights_alone:
             self._save()  # so that there is always something whole to go back to
         self._batches: tf.distribute.DistributedDataset = trainer.batches(self._images)
-        seconds = trainer.trace(self._batches)
-        self.say(
-            f"Step traced in {seconds:.1f} s; expected memory "
-            f"{expected_memory(trainer, self._batches) / 1e9:.2f} GB per replica, with "
-            f"{trainer.num_bytes / 1e9:.2f} GB of weights and optimiser."
-        )
+        self._trace()
         if self._chief:
             self._progress = Progress(trainer, self._workdir, self._test_images)
         return True
+
+    def _trace(self) -> None:
+        trainer = self._trainer
+        seconds = trainer.trace(self._batches)
+        frozen = trainer.traced_step().definition.frozen
+        name = "Step with frozen batch normalisation" if frozen else "Step"
+        self.say(
+            f"{name} traced in {seconds:.1f} s; expected memory "
+            f"{expected_memory(trainer, self._batches) / 1e9:.2f} GB per replica, with "
+            f"{trainer.num_bytes / 1e9:.2f} GB of weights and optimiser."
+        )
 
     def _batch(self, step: int) -> tf.Tensor:
         """Returns the global batch that follows `step` steps, as the model's input (B, H, W, C)."""
@@ -230,10 +239,13 @@ class _Run:
         trainer, train = self._trainer, self._config.train
         batches = iter(self._batches)
         metrics: StepMetrics | None = None
-        for step in range(self.step + 1, trainer.total_steps + 1):
+        first = self.step + 1
+        for step in range(first, trainer.total_steps + 1):
+            if step == trainer.schedule.frozen_from + 1 > first:
+                self._trace()
             previous = metrics
             with self._profile.step(step):
-                metrics = trainer.step(batches, stop=stop.name is not None)
+                metrics = trainer.step(batches, step - 1, stop=stop.name is not None)
             last = step == trainer.total_steps
             # A step's own metrics have to be waited for, so most steps are judged after the next.
             judged = metrics if last or step % train.checkpoint_every == 0 else previous

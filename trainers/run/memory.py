@@ -13,12 +13,14 @@ _ALIASES = {"Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGr
 
 
 def expected_memory(trainer: Trainer, batches: tf.distribute.DistributedDataset) -> int:
-    """Estimates the bytes that variables and tensors of a step take at most, on each replica.
+    """Estimates the bytes that variables and tensors take at most, on each replica.
+
+    They are those of the step to come, which needs others once batch normalisation is frozen.
 
     The operations are taken in the order in which they were traced, and what single
     kernels need for themselves, the program and TensorFlow itself are left out.
     """
-    graph, replicas = trainer.gradient_graph(batches)
+    graph, replicas = trainer.traced_step().gradient_graph(batches)
     return trainer.num_bytes + peak_bytes(graph.get_operations()) // replicas
 
 

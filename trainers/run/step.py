@@ -32,7 +32,7 @@ from trainers.run.state import Reading, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class StepDefinition:
-    """The parts of a step that stay the same in a whole run."""
+    """The parts of a step that no step changes."""
 
     config: ExperimentConfig
     model: NVAE  # structure alone
@@ -41,6 +41,7 @@ class StepDefinition:
     weights: StackLayout
     statistics: StackLayout
     num_replicas: int
+    frozen: bool  # batch normalisation, which then normalises by its moving averages
 
     @property
     def replica_batch(self) -> int:
@@ -114,6 +115,7 @@ def forward_backward(
             recompute=run.config.train.recompute,
             replicas=replicas,
             jit_compile=run.config.train.jit_compile,
+            frozen=run.frozen,
         ) as call:
             output, divergence = _output_and_divergence(run, images, noise)
         terms = objective_terms(run.model, images, output, schedule.kl, replicas)
@@ -134,8 +136,7 @@ def forward_backward(
     summed = replicas.sum([*gradients, *means])
     gradients, means = summed[: len(gradients)], BatchMeans(*summed[len(gradients) :])
     # The replicas have synchronised their batch statistics already.
-    frozen = run.config.train.freeze_batch_norm
-    statistics = [] if frozen else run.statistics.join(inferred.statistics)
+    statistics = [] if run.frozen else run.statistics.join(inferred.statistics)
     return Share(gradients, statistics, means), vectors
 
 
@@ -143,10 +144,9 @@ def _output_and_divergence(
     run: StepDefinition, images: tf.Tensor, noise: list[tf.Tensor]
 ) -> tuple[InferenceOutput, tf.Tensor]:
     """Calls the model; returns the sum of the views' divergences as well, 0 without views."""
-    training = not run.config.train.freeze_batch_norm
     if not run.config.train.consistency:
-        return run.model.infer(images, noise, training=training), tf.constant(0.0)
-    output, divergences = infer_with_views(run.model, images, noise, training=training)
+        return run.model.infer(images, noise, training=True), tf.constant(0.0)
+    output, divergences = infer_with_views(run.model, images, noise)
     return output, tf.reduce_sum(divergences)
 
 

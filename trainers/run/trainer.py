@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Iterator
@@ -13,16 +14,14 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import Division, training_batches
-from nvae_tf.model.compilation import compiled, graph_function
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.replicas import GroupReplicas, ReplicaGroup, Replicas, replicas_of_context
 from nvae_tf.training.metrics import StepMetrics
 from nvae_tf.training.regularization import Regularizer
 from nvae_tf.training.schedule import Schedule
-from trainers.run.accumulation import Accumulator
-from trainers.run.state import Reading, TrainState
-from trainers.run.step import Share, StepDefinition, forward_backward, prepare, update
+from trainers.run.state import TrainState
+from trainers.run.step import StepDefinition
 from trainers.run.strategies import check_devices
+from trainers.run.traced_step import TracedStep
 
 _NOT_FINITE_LIMIT = 5  # steps in a row, at which the run counts as diverged
 
@@ -40,9 +39,6 @@ def has_diverged(metrics: StepMetrics) -> bool:
 class Trainer:
     """The state of a run on a strategy, and the step that moves it.
 
-    With accumulation, a batch comes in parts: each adds to the sums, and the last one moves the
-    state.
-
     Args:
       config: The run's configuration; its seed starts the weights, the noise and the vectors of the
         power iteration.
@@ -55,7 +51,6 @@ class Trainer:
       model: The model's structure, without values.
       regularizer: The model's regulariser.
       schedule: Beta, lambda and learning rate by step.
-      definition: The parts of a step that stay the same.
       state: Everything that the run changes.
       seconds_waiting: The time that all steps so far have waited for data.
 
@@ -65,7 +60,7 @@ class Trainer:
     """
 
     def __init__(self, config: ExperimentConfig, strategy: tf.distribute.Strategy, num_images: int):
-        replicas, parts = strategy.num_replicas_in_sync, config.train.accumulation_steps
+        replicas = strategy.num_replicas_in_sync
         check_devices(config.train, replicas)
         self.config = config
         self.strategy = strategy
@@ -76,7 +71,7 @@ class Trainer:
         with strategy.scope():
             self.state = TrainState(self.model, self.regularizer, config)
         self.seconds_waiting = 0.0
-        self.definition = StepDefinition(
+        self._definition = StepDefinition(
             config,
             self.model,
             self.regularizer,
@@ -84,38 +79,25 @@ class Trainer:
             self.state.weights.layout,
             self.state.statistics.layout,
             replicas,
+            frozen=False,
         )
-        # Devices of this process that may share one traced function.
-        local = len(strategy.extended.worker_devices)
-        self._group = ReplicaGroup(replicas) if replicas == local > 1 else None
-        # `forward_backward`, where it is a function of its own: for the group, or for XLA.
-        self._traced: tf.types.experimental.ConcreteFunction | None = None
-        self._accumulator = Accumulator(strategy, parts)
-        self._whole = tf.function(self.whole_step, autograph=False, reduce_retracing=True)
-        self._part = tf.function(self._add_part, autograph=False, reduce_retracing=True)
-        self._finish = tf.function(self._finish_step, autograph=False, reduce_retracing=True)
+        self._traced_step: TracedStep | None = None
         self._sum = tf.function(_sum_over_replicas, autograph=False)
 
     @property
     def num_bytes(self) -> int:
         """The size of all variables of the step, on each replica."""
-        sums = self._accumulator.variables
-        return self.state.num_bytes + sum(v.shape.num_elements() * v.dtype.size for v in sums)
+        return self.state.num_bytes + (self._traced_step.num_bytes if self._traced_step else 0)
 
     @property
     def replica_batch(self) -> int:
         """The number of images that a replica sees at a time."""
-        return self.definition.replica_batch
+        return self._definition.replica_batch
 
     @property
     def total_steps(self) -> int:
         """The number of steps of the whole run."""
         return self.schedule.total_steps
-
-    @property
-    def accumulates(self) -> bool:
-        """True if a step's batch comes in parts."""
-        return self.config.train.accumulation_steps > 1
 
     def initialize_from_batch(self, images: tf.Tensor) -> None:
         """Sets what `NVAE.initialize_from_batch` sets, from the first batch (B, H, W, C)."""
@@ -135,7 +117,7 @@ class Trainer:
     def sum_over_replicas(self, number: int) -> int:
         """Returns the sum over all replicas of a number that each worker has; all must call it."""
         replicas = self.strategy.num_replicas_in_sync
-        if replicas == 1 or self._group:
+        if replicas in (1, len(self.strategy.extended.worker_devices)):
             return replicas * number  # a single process
         total = self.strategy.run(self._sum, args=(tf.constant(number, tf.int64),))
         return int(self.strategy.experimental_local_results(total)[0])
@@ -160,44 +142,33 @@ class Trainer:
         return self.strategy.distribute_datasets_from_function(own)
 
     def trace(self, batches: tf.distribute.DistributedDataset) -> float:
-        """Traces the step for such batches without running it; returns the seconds it took."""
+        """Traces the step to come for such batches without running it; returns the seconds."""
         start = time.perf_counter()
-        self.concrete_functions(batches)
+        self.traced_step().concrete_functions(batches)
         return time.perf_counter() - start
 
-    def concrete_functions(self, batches: tf.distribute.DistributedDataset) -> list[Any]:
-        """Returns the traced functions that make up a step; the first one computes gradients."""
-        self._trace_apart()
-        stop = tf.TensorSpec([], tf.bool)
-        if not self.accumulates:
-            return [self._whole.get_concrete_function(batches.element_spec, stop)]
-        part = tf.TensorSpec([], tf.int32)
-        return [
-            self._part.get_concrete_function(batches.element_spec, part, stop),
-            self._finish.get_concrete_function(),
-        ]
+    def traced_step(self, done: int | None = None) -> TracedStep:
+        """Returns what takes the step to come; it is another one once batch norm is frozen.
 
-    def gradient_graph(self, batches: tf.distribute.DistributedDataset) -> tuple[tf.Graph, int]:
-        """Returns the graph that computes gradients, and for how many replicas it does."""
-        traced = self.concrete_functions(batches)[0]
-        if self._traced:
-            return self._traced.graph, 1
-        return traced.graph, max(len(self.strategy.extended.worker_devices), 1)
+        Args:
+          done: The number of steps done; None: it is read, which waits for the step before.
+        """
+        done = self.state.steps_done if done is None else done
+        frozen = done >= self.schedule.frozen_from
+        if self._traced_step is None or self._traced_step.definition.frozen != frozen:
+            definition = dataclasses.replace(self._definition, frozen=frozen)
+            self._traced_step = TracedStep(definition, self.state, self.strategy)
+        return self._traced_step
 
-    def step(self, batches: Iterator, stop: bool = False) -> StepMetrics:
+    def step(self, batches: Iterator, done: int | None = None, stop: bool = False) -> StepMetrics:
         """Takes one step of the run, with the next batch.
 
         Args:
           batches: An iterator over what `batches` returned.
+          done: The number of steps done, as for `traced_step`.
           stop: Whether this worker was asked to stop; the metrics tell if any was.
         """
-        self._trace_apart()
-        wanted = tf.constant(stop)
-        if not self.accumulates:
-            return self._whole(self._next(batches), wanted)
-        for part in range(self.config.train.accumulation_steps):
-            self._part(self._next(batches), tf.constant(part), wanted)
-        return self._finish()
+        return self.traced_step(done)(functools.partial(self._next, batches), stop)
 
     def _next(self, batches: Iterator) -> Any:
         start = time.perf_counter()
@@ -205,90 +176,7 @@ class Trainer:
         self.seconds_waiting += time.perf_counter() - start
         return batch
 
-    # The functions that are traced.
-
-    def whole_step(self, images: tf.Tensor, stop: tf.Tensor) -> StepMetrics:
-        """Takes one step, as part of a function that is being traced.
-
-        Args:
-          images: An element of what `batches` returned.
-          stop: Whether this worker was asked to stop.
-        """
-        with self.strategy.scope():
-            return update(self.definition, self.state, self._share(images, tf.constant(0), stop))
-
-    def _add_part(self, images: tf.Tensor, part: tf.Tensor, stop: tf.Tensor) -> None:
-        self._accumulator.add(self._share(images, part, stop))
-
-    def _finish_step(self) -> StepMetrics:
-        with self.strategy.scope():
-            metrics = update(self.definition, self.state, self._accumulator.read())
-        with tf.control_dependencies(tf.nest.flatten(metrics)):
-            self._accumulator.reset()
-        return metrics
-
-    def _share(self, images: tf.Tensor, part: tf.Tensor, stop: tf.Tensor) -> Share:
-        share, vectors = self.strategy.run(self._replica_share, args=(images, part, stop))
-        for variable, value in zip(self.state.singular_vectors.stacks, vectors):
-            self.strategy.extended.update(variable, lambda v, new: v.assign(new), args=(value,))
-        return share
-
-    def _replica_share(
-        self, images: tf.Tensor, part: tf.Tensor, stop: tf.Tensor
-    ) -> tuple[Share, list[tf.Tensor]]:
-        run, state = self.definition, self.state
-        reading = state.read()
-        if self._group:
-            assert self._traced
-            index = tf.distribute.get_replica_context().replica_id_in_sync_group
-            return self._traced(reading, images, part, stop, index, state.step.handle)
-        replicas = replicas_of_context()
-        images, noise = prepare(run, replicas, images, reading.step, part)
-        if self._traced:
-            return self._traced(reading, images, noise, part, stop)
-        return forward_backward(run, replicas, reading, images, noise, part, stop)
-
-    def _trace_apart(self) -> None:
-        """Traces `forward_backward` outside of other functions, if it is one of its own."""
-        in_xla = self.config.train.jit_compile == "step"
-        if self._traced or not (self._group or in_xla):
-            return
-        model = self.config.model
-        reading = tf.nest.map_structure(
-            lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), self.state.read()
-        )
-        number, flag = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
-        if self._group:
-            images = tf.TensorSpec([self.replica_batch, *model.content_shape], tf.uint8)
-            token = tf.TensorSpec([], tf.resource)
-            function = graph_function(functools.partial(_for_group, self.definition, self._group))
-            self._traced = function.get_concrete_function(
-                reading, images, number, flag, number, token
-            )
-        else:
-            rows = self.definition.rows
-            images = tf.TensorSpec([rows, *model.image_shape])
-            noise = [tf.TensorSpec([rows, *shape]) for shape in model.latent_shapes]
-            function = compiled(functools.partial(forward_backward, self.definition, Replicas()))
-            self._traced = function.get_concrete_function(reading, images, noise, number, flag)
-
 
 def _sum_over_replicas(number: tf.Tensor) -> tf.Tensor:
     own = tf.identity(number)  # an argument has no device, which the sum needs
     return tf.distribute.get_replica_context().all_reduce("sum", own)
-
-
-def _for_group(
-    run: StepDefinition,
-    group: ReplicaGroup,
-    state: Reading,
-    images: tf.Tensor,
-    part: tf.Tensor,
-    stop: tf.Tensor,
-    index: tf.Tensor,
-    token: tf.Tensor,
-) -> tuple[Share, list[tf.Tensor]]:
-    """Computes `forward_backward` for the replica of that number, with a resource of its device."""
-    replicas = GroupReplicas(group, index, token)
-    images, noise = prepare(run, replicas, images, state.step, part)
-    return forward_backward(run, replicas, state, images, noise, part, stop)

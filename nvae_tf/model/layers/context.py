@@ -41,6 +41,7 @@ class Call:
       initialize: Whether convolutions with `data_init` set scale and bias from what they see.
       replicas: Those over which batch normalisation takes the mean.
       jit_compile: What XLA compiles: `"none"`, `"islands"` (batch normalisation) or `"step"` (all).
+      frozen: Whether batch normalisation uses its moving averages in training as well.
       known: `statistics` of an earlier pass over the same batch, which need no sums any more.
       statistics: The batch's means and unbiased variances (C,), by the path of the moving average
         that they belong to. Layers leave them here instead of moving the averages.
@@ -55,6 +56,7 @@ class Call:
     initialize: bool
     replicas: Replicas
     jit_compile: str
+    frozen: bool
     known: Mapping[str, tf.Tensor]
     statistics: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     counts: dict[str, float | tf.Tensor] = dataclasses.field(default_factory=dict)
@@ -81,6 +83,7 @@ def functional_call(
     initialize: bool = False,
     replicas: Replicas | None = None,
     jit_compile: str = "none",
+    frozen: bool = False,
     known: Mapping[str, tf.Tensor] | None = None,
 ) -> Iterator[Call]:
     """Makes a layer compute with given values inside of the scope, without changing it.
@@ -97,6 +100,8 @@ def functional_call(
       replicas: Those over which batch normalisation takes the mean; None: those of the
         `tf.distribute` context.
       jit_compile: What XLA compiles, one of `config.COMPILATIONS`.
+      frozen: Whether batch normalisation uses its moving averages in training as well, and leaves
+        no statistics.
       known: Batch statistics that an earlier pass has left.
 
     Yields:
@@ -112,6 +117,7 @@ def functional_call(
         initialize=initialize,
         replicas=replicas,
         jit_compile=jit_compile,
+        frozen=frozen,
         known=known or {},
     )
     outer = current_call()

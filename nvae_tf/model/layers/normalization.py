@@ -32,7 +32,8 @@ class BatchNormalization(keras.layers.Layer):
     In training, mean and (biased) variance are those of all replicas' images (with accumulation, of
     one part of the batch), in float32. The layer then moves its averages, which keep 0.95 of their
     value, towards the mean and the unbiased variance; inside a `functional_call` it leaves both
-    there instead. For the backward pass it keeps the input only and computes the rest again.
+    there instead. A `functional_call` may freeze it: then it trains with its averages in their
+    place, as it answers. For the backward pass it keeps the input only and computes the rest again.
 
     Args:
       activation: `"swish"`, `"elu"` or None.
@@ -75,7 +76,10 @@ class BatchNormalization(keras.layers.Layer):
             if call and call.folded:
                 raise ValueError(f"{self.path} has no statistics of its own: it is folded.")
             gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-            y = self._normalize_batch(x, gamma, beta)
+            if call and call.frozen:
+                y = self._normalize_frozen(x, gamma, beta, call.jit_compile)
+            else:
+                y = self._normalize_batch(x, gamma, beta)
         else:
             y = tf.cast(x, tf.float32)
             if not (call and call.folded):
@@ -98,6 +102,20 @@ class BatchNormalization(keras.layers.Layer):
         deviation = tf.math.rsqrt(values[self.moving_variance.path] + self.epsilon)
         scale = values[self.gamma.path] * deviation
         return scale, values[self.beta.path] - values[self.moving_mean.path] * scale
+
+    def _normalize_frozen(
+        self, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, jit_compile: str
+    ) -> tf.Tensor:
+        swish = self.activation == "swish"
+        averages = [
+            tf.convert_to_tensor(self.moving_mean),
+            tf.convert_to_tensor(self.moving_variance),
+        ]
+        if jit_compile == "none":
+            return _normalize_fused(x, gamma, beta, self.epsilon, swish, averages)[0]
+        return _normalize_compiled(
+            x, gamma, beta, averages[0], self.epsilon, swish, Replicas(), averages, frozen=True
+        )[0]
 
     def _normalize_batch(self, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
         swish = self.activation == "swish"
@@ -137,44 +155,63 @@ class BatchNormalization(keras.layers.Layer):
 
 # The next two functions compute the same: y, mean and biased variance, of which y has a gradient.
 # Of the activations they keep x only, and compute the rest again in the backward pass, once dy is
-# there: without that dependency the executor may recompute early, and keep both.
+# there: without that dependency the executor may recompute early, and keep both. With frozen
+# averages, mean and variance are those, and constants.
 
 
 def _normalize_fused(
-    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, swish: bool
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    epsilon: float,
+    swish: bool,
+    averages: Sequence[tf.Tensor] = (),
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Normalises on one replica, with TensorFlow's own kernels instead of elementwise ones."""
+    """Normalises on one replica, with TensorFlow's own kernels instead of elementwise ones.
+
+    `averages` holds the mean and the variance to use instead of the batch's, or nothing.
+    """
     moments: list[tf.Tensor] = []
 
     @tf.custom_gradient
-    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple:
-        y, *saved = _fused_forward(x, gamma, beta, epsilon, swish)
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *averages: tf.Tensor) -> tuple:
+        y, *saved = _fused_forward(x, gamma, beta, averages, epsilon, swish)
         moments.extend(saved[:2])
 
         def gradient(dy: tf.Tensor) -> list[tf.Tensor]:
             (again,) = not_before(dy, [x], in_xla=False)
-            return _fused_backward(again, dy, gamma, beta, saved, epsilon, swish)
+            frozen = bool(averages)
+            gradients = _fused_backward(again, dy, gamma, beta, saved, epsilon, swish, frozen)
+            return [*gradients, *[None for _ in averages]]
 
         return y, gradient
 
-    y = normalize(x, gamma, beta)
+    y = normalize(x, gamma, beta, *averages)
     return y, *moments
 
 
 @graph_function
 def _fused_forward(
-    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, swish: bool
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    averages: Sequence[tf.Tensor],
+    epsilon: float,
+    swish: bool,
 ) -> tuple[tf.Tensor, ...]:
     """Returns y, mean, biased variance, and what the gradient's kernel wants."""
+    average, average_variance = averages or [tf.zeros([0])] * 2
     y, mean, unbiased, *reserved = tf.raw_ops.FusedBatchNormV3(
         x=x,
         scale=gamma,
         offset=beta,
-        mean=tf.zeros([0]),
-        variance=tf.zeros([0]),
+        mean=average,
+        variance=average_variance,
         epsilon=epsilon,
-        is_training=True,
+        is_training=not averages,
     )
+    if averages:
+        return (_swish(y) if swish else y), *averages, *averages, reserved[-1]
     count = _values_per_channel(x)
     variance = unbiased * ((count - 1) / count)
     return (_swish(y) if swish else y), mean, variance, *reserved
@@ -189,6 +226,7 @@ def _fused_backward(
     saved: list[tf.Tensor],
     epsilon: float,
     swish: bool,
+    frozen: bool,
 ) -> list[tf.Tensor]:
     """Returns the gradients of x, gamma and beta."""
     mean, variance, *reserved = saved
@@ -202,7 +240,7 @@ def _fused_backward(
         reserve_space_2=reserved[1],
         reserve_space_3=reserved[2],
         epsilon=epsilon,
-        is_training=True,
+        is_training=not frozen,
     )[:3]
 
 
@@ -215,11 +253,13 @@ def _normalize_compiled(
     swish: bool,
     replicas: Replicas,
     known: Sequence[tf.Tensor],
+    frozen: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Normalises on any number of replicas, with four compiled functions and the sums between them.
 
     `offset` is near the mean: second moments about it cancel less than those about zero. `known`
-    holds mean and variance if an earlier pass has computed them, and nothing else.
+    holds mean and variance if an earlier pass has computed them or they are frozen, and nothing
+    else.
     """
 
     # All that the gradient needs is an argument: custom_gradient walks the graph from its results
@@ -240,7 +280,9 @@ def _normalize_compiled(
             (again,) = not_before(dy, [x], in_xla=False)
             inputs = _Backward(again, dy, gamma, beta, mean, inverse)
             local = _gradient_sums(inputs, swish)
-            dx = _input_gradient(inputs, replicas.mean(local), swish)
+            # Frozen statistics do not depend on x, so nothing of its gradient goes through them.
+            sums = tf.zeros_like(local) if frozen else replicas.mean(local)
+            dx = _input_gradient(inputs, sums, swish)
             d_gamma, d_beta = tf.unstack(local * _values_per_channel(x))
             return dx, d_gamma, d_beta, None, *[None for _ in known]
 

@@ -42,10 +42,11 @@ def recompute(
             dict(zip(kernels, tensors)),
             replicas=call.replicas,
             jit_compile=call.jit_compile,
+            frozen=call.frozen,
             known=known,
         ) as inner:
             y = compute(x)
-        # Normalisations that do not train leave no statistics.
+        # Frozen normalisations, and those that do not train, leave no statistics.
         return y, [inner.statistics[path] for path in averages if path in inner.statistics]
 
     @tf.custom_gradient

@@ -89,6 +89,33 @@ def test_inference_uses_the_averages():
 
 
 @pytest.mark.parametrize("jit_compile", ["none", "islands"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_frozen_training_equals_inference(activation, jit_compile):
+    layer = BatchNormalization(activation)
+    x = 2 + 3 * tf.random.stateless_normal([4, 5, 6, 7], (0, 0))
+    layer.build(x.shape)
+    layer.gamma.assign(tf.random.stateless_normal([7], (0, 1)))
+    layer.beta.assign(tf.random.stateless_normal([7], (0, 2)))
+    layer.moving_mean.assign(1 + tf.random.stateless_normal([7], (0, 3)))
+    layer.moving_variance.assign(4 + tf.random.stateless_uniform([7], (0, 4)))
+    weights = tf.random.stateless_normal(x.shape, (0, 5))
+    averages = [layer.moving_mean.numpy(), layer.moving_variance.numpy()]
+    results = []
+    for training in (False, True):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            with functional_call(layer, jit_compile=jit_compile, frozen=training) as call:
+                y = layer(x, training=training)
+            loss = tf.reduce_sum(y * weights)
+        sources = [x, layer.gamma.value, layer.beta.value]
+        results.append([y, *tape.gradient(loss, sources)])
+    for got, wanted in zip(results[1], results[0]):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    assert not call.statistics
+    np.testing.assert_array_equal(averages, [layer.moving_mean, layer.moving_variance])
+
+
+@pytest.mark.parametrize("jit_compile", ["none", "islands"])
 def test_a_large_mean_does_not_cancel_the_variance(jit_compile):
     # float32 has 7 digits: E[x²] - E[x]² alone would lose a variance of 1 beside a mean of 1e4.
     layer = BatchNormalization()

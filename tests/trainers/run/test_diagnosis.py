@@ -54,6 +54,18 @@ def test_a_layer(trainer, diagnose):
     assert culprit == f"{FIRST} in the output of {norm.path}"
 
 
+def test_a_frozen_normalisation_is_looked_at_as_it_was_computed():
+    config = tiny_experiment_config().override({"train.frozen_batch_norm_portion": 0.5})
+    trainer = Trainer(config, make_strategy("auto"), num_images=100)
+    norm = trainer.model.groups[1].decoder_cells[0].branch[0].spatial[1]
+    values = dict(trainer.state.model_values())
+    values[norm.moving_variance.path] = tf.fill(norm.moving_variance.shape, -1.0)
+    images = random_images(trainer.config.model, 4)
+    before, after = (first_non_finite(trainer, values, step, images) for step in (1, 2))
+    assert before.endswith("finite values only")
+    assert after == f"{FIRST} in the output of {norm.path}"
+
+
 def test_the_kl_of_a_group(trainer, diagnose, monkeypatch):
     infer_group = trainer.model.infer_group
 

@@ -106,6 +106,46 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, capsys):
     )
 
 
+FREEZING = tiny_experiment_config().override({"train.frozen_batch_norm_portion": 0.25})
+
+
+@pytest.fixture(scope="module")
+def freezing(tmp_path_factory):
+    """A run of four steps, the last of them with frozen batch normalisation."""
+    workdir = Workdir(tmp_path_factory.mktemp("freezing") / "run")
+    train(FREEZING, workdir)
+    return workdir
+
+
+def test_a_run_says_when_it_freezes_batch_norm(tmp_path, capsys, monkeypatch):
+    steps = []
+    take = Trainer.step
+
+    def step(self, batches, done, stop=False):
+        metrics = take(self, batches, done, stop)
+        steps.append(self.traced_step(done).definition.frozen)
+        return metrics
+
+    monkeypatch.setattr(Trainer, "step", step)
+    train(FREEZING, Workdir(tmp_path / "run"))
+    assert steps == [False, False, False, True]
+    printed = capsys.readouterr().out
+    first = printed.index("Step traced in")
+    second = printed.index("Step with frozen batch normalisation traced in")
+    assert first < second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_run_resumes_on_either_side_of_freezing(freezing, tmp_path, step):
+    workdir = Workdir(tmp_path / "run")
+    train_until_killed(FREEZING.override({"train.checkpoint_every": 1}), workdir, step)
+    train(FREEZING, workdir)
+    expected = weights(freezing)
+    for path, value in weights(workdir).items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
 @pytest.mark.slow
 def test_more_steps_resume(finished, tmp_path, capsys):
     workdir = Workdir(tmp_path / "longer")
@@ -185,7 +225,7 @@ def test_nothing_is_built_while_another_process_trains(finished, monkeypatch):
     [
         ({"train.accumulation_steps": 3}, "multiple of the 1 replicas times the 3 accumulation"),
         ({"data.test_split": "vla"}, "vla"),
-        ({"train.freeze_batch_norm": True}, "say with --init_from which weights"),
+        ({"train.frozen_batch_norm_portion": 1.0}, "say with --init_from which weights"),
     ],
 )
 def test_a_slip_shows_before_the_images_to_train_on_are_read(

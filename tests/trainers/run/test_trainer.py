@@ -13,9 +13,10 @@ from nvae_tf.model.layers.context import functional_call
 from nvae_tf.replicas import Replicas
 from nvae_tf.training.consistency import infer_with_views
 from nvae_tf.training.objective import negative_elbo, objective_terms
-from nvae_tf.training.schedule import steps_per_epoch, total_steps
+from nvae_tf.training.schedule import Schedule, steps_per_epoch, total_steps
 from tests.conftest import small_experiment_config, tiny_experiment_config
 from trainers.run import step as step_module
+from trainers.run.memory import expected_memory
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import Trainer, has_diverged
 
@@ -36,7 +37,7 @@ def first_batch(trainer):
 CONFIG = tiny_experiment_config(steps=100).override({"model.num_nf": 1})
 SMALL = small_experiment_config(steps=100)
 # As beta is 1, nothing looks at the whole of a batch.
-FROZEN = SMALL.override({"train.freeze_batch_norm": True, "train.kl_anneal_portion": 1e-9})
+FROZEN = SMALL.override({"train.frozen_batch_norm_portion": 1.0, "train.kl_anneal_portion": 1e-9})
 
 
 @functools.cache
@@ -189,11 +190,11 @@ def test_views_add_their_bound_and_their_divergence(consistent):
     fresh = Trainer(CONSISTENT, strategy_of("one_device"), num_images=100)
     stored = next(iter(training_batches(stored_images(CONSISTENT), CONSISTENT)))
     images, noise = step_module.prepare(
-        fresh.definition, Replicas(), stored, tf.constant(0, tf.int64), tf.constant(0)
+        fresh.traced_step().definition, Replicas(), stored, tf.constant(0, tf.int64), tf.constant(0)
     )
     assert images.shape[0] == 8
     with functional_call(fresh.model, fresh.state.model_values()):
-        output, divergences = infer_with_views(fresh.model, images, noise, training=True)
+        output, divergences = infer_with_views(fresh.model, images, noise)
     batch, schedule, _ = consistent[1][0]
     terms = objective_terms(fresh.model, images, output, schedule.kl)
     bound = float(tf.reduce_mean(negative_elbo(terms)[:4]))
@@ -258,6 +259,7 @@ def test_frozen_batch_norm_uses_the_moving_averages_and_keeps_them(frozen):
     [
         ("one_device", {"train.recompute": True}),
         ("one_device", {"train.jit_compile": "islands"}),
+        pytest.param("one_device", {"train.jit_compile": "step"}, marks=pytest.mark.slow),
         ("one_device", {"train.accumulation_steps": 2}),
         ("mirrored", {}),
     ],
@@ -265,6 +267,65 @@ def test_frozen_batch_norm_uses_the_moving_averages_and_keeps_them(frozen):
 def test_frozen_batch_norm_does_not_depend_on_how_a_batch_is_computed(frozen, strategy, changes):
     ours = train(strategy, 3, FROZEN.override(changes))
     assert_same_path(ours, (frozen[0], frozen[1][:3]), rtol=3e-5, balanced=False)
+
+
+def test_frozen_batch_norm_in_mixed_precision_stays_near_float32(frozen):
+    config = FROZEN.override({"train.precision": "mixed_bfloat16"})
+    for ours, theirs in zip(train("one_device", 3, config)[1], frozen[1]):
+        bounds = ours.batch.negative_elbo, theirs.batch.negative_elbo
+        np.testing.assert_allclose(*bounds, rtol=3e-2)
+        assert bool(ours.verdict.applied)
+
+
+@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
+def test_batch_norm_is_frozen_for_the_last_share_of_the_steps(strategy):
+    config = small_experiment_config(steps=5).override(
+        {"train.frozen_batch_norm_portion": 0.5, "train.kl_anneal_portion": 1e-9}
+    )
+    trainer = Trainer(config, strategy_of(strategy), num_images=100)
+    assert trainer.schedule.frozen_from == 3
+    iterator = iter(trainer.batches(stored_images(config)))
+    averages, weights, values, metrics = [], [], [], []
+    for _ in range(5):
+        values.append({path: v.numpy() for path, v in trainer.state.model_values().items()})
+        averages.append([stack.numpy() for stack in trainer.state.statistics.values()])
+        weights.append([stack.numpy() for stack in trainer.state.weights.values()])
+        metrics.append(trainer.step(iterator))
+    averages.append([stack.numpy() for stack in trainer.state.statistics.values()])
+    weights.append([stack.numpy() for stack in trainer.state.weights.values()])
+    for step in range(5):
+        moved = [np.any(a != b) for a, b in zip(averages[step], averages[step + 1])]
+        assert all(moved) if step < 3 else not any(moved)
+        trained = any(np.any(a != b) for a, b in zip(weights[step], weights[step + 1]))
+        assert trained or step == 0  # where the learning rate is 0
+    # The first frozen step is inference with the values that the steps before it have left.
+    stored = next(iter(training_batches(stored_images(config), config, start=3)))
+    images = training_input(stored, config, 3)
+    noise = trainer.model.draw_noise(4, tf.constant([config.train.seed, 3], tf.int64))
+    with functional_call(trainer.model, values[3]):
+        terms = objective_terms(trainer.model, images, trainer.model.infer(images, noise), 1.0)
+    expected = float(tf.reduce_mean(negative_elbo(terms)))
+    assert float(metrics[3].batch.negative_elbo) == pytest.approx(expected, rel=1e-5)
+
+
+def test_batch_norm_is_frozen_from_the_first_step_only_on_request():
+    for steps, portion, expected in [
+        (100, 0.0, 100),
+        (100, 0.001, 100),
+        (100, 1.0, 0),
+        (9, 0.99, 1),
+    ]:
+        config = small_experiment_config(steps=steps)
+        config = config.override({"train.frozen_batch_norm_portion": portion})
+        assert Schedule(config, 100).frozen_from == expected
+
+
+def test_frozen_batch_norm_takes_no_more_memory():
+    def expected(config):
+        trainer = Trainer(config, strategy_of("one_device"), num_images=100)
+        return expected_memory(trainer, trainer.batches(stored_images(config)))
+
+    assert expected(FROZEN) <= expected(SMALL)
 
 
 def test_frozen_batch_norm_normalises_views_alike():
@@ -300,7 +361,7 @@ def test_xla_does_not_merge_what_is_recomputed(precision):
         overrides = {"train.recompute": recompute, "train.precision": precision}
         config = SMALL.override(overrides | {"train.jit_compile": "step"})
         trainer = Trainer(config, strategy_of("one_device"), num_images=100)
-        run, reading = trainer.definition, trainer.state.read()
+        run, reading = trainer.traced_step().definition, trainer.state.read()
         stored = next(iter(trainer.batches(stored_images(config))))
         part = tf.constant(0)
         images, noise = step_module.prepare(run, Replicas(), stored, reading.step, part)
@@ -317,7 +378,7 @@ def test_recomputation_sums_no_statistics_again():
     def reductions(recompute):
         config = SMALL.override({"train.recompute": recompute})
         trainer = Trainer(config, strategy_of("mirrored"), num_images=100)
-        graph, _ = trainer.gradient_graph(trainer.batches(stored_images(config)))
+        graph, _ = trainer.traced_step().gradient_graph(trainer.batches(stored_images(config)))
         definition = graph.as_graph_def()
         nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
         return sum(node.op == "CollectiveReduceV2" for node in nodes)
