@@ -51,8 +51,8 @@ for preset in "$@"; do
         # The statistics of a small batch are noise, without which it becomes better.
         nvae-train --preset=mnist_small --init_from="$run" --workdir="$run-frozen" \
             --config.data.data_dir="$images" --config.train.frozen_batch_norm_portion=1 \
-            --config.train.global_batch_size=32 --config.train.steps=6000 \
-            --config.train.kl_anneal_portion=0.001 --config.optimizer.learning_rate=1e-3
+            --config.train.global_batch_size=32 --config.train.steps=14000 \
+            --config.train.kl_anneal_portion=0.001 --config.optimizer.learning_rate=2e-3
         run=$run-frozen
     elif [ "$preset" = emoji64 ]; then  # its learning rate had ended the first run too early
         nvae-train --preset=emoji64 --init_from="$run" --workdir="$run-further" \
