@@ -135,7 +135,12 @@ _QUICK_MNIST = {
 def _mnist_small_1h() -> ExperimentConfig:
     """Dynamically binarised MNIST in an hour on two CPU cores."""
     return _mnist_small().override(
-        _QUICK_MNIST | {"train.steps": 22_000, "train.kl_anneal_portion": 0.2}
+        _QUICK_MNIST
+        | {
+            "train.steps": 22_000,
+            "train.kl_anneal_portion": 0.2,
+            "train.frozen_batch_norm_portion": 0.25,
+        }
     )
 
 
