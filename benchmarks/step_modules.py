@@ -33,9 +33,10 @@ def steps(trainer: Trainer, count: int) -> Callable[[tf.Tensor], tf.Tensor]:
 
     It returns the means of `METRICS` over them; of `skipped`, the number so far.
     """
+    traced = trainer.traced_step()  # here, for a function that is being traced reads no variable
 
     def step(stored: tf.Tensor) -> tf.Tensor:
-        means, _, verdict = trainer.traced_step().whole(stored, tf.constant(False))
+        means, _, verdict = traced.whole(stored, tf.constant(False))
         values = [means.loss, means.negative_elbo, means.kl, verdict.gradient_norm]
         return tf.stack([*values, tf.cast(verdict.skipped, tf.float32)])
 

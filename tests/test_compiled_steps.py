@@ -18,10 +18,9 @@ from tests.test_docs import ROOT
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import Trainer
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed"),
-]
+needs_jax = pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="JAX is not installed"
+)
 
 
 def run(program, *arguments):
@@ -31,6 +30,23 @@ def run(program, *arguments):
     return ended.stdout
 
 
+def test_several_steps_in_one_call_are_those_of_the_trainer():
+    config = small_experiment_config(steps=100)
+    shape = (2, config.train.global_batch_size, *config.model.content_shape)
+    images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    trainer, other = (
+        Trainer(config, make_strategy("one_device"), num_images=100) for _ in range(2)
+    )
+    together = tf.function(steps(trainer, 2), autograph=False)(tf.constant(images))
+    apart = [other.step(iter([tf.constant(batch)])) for batch in images]
+    for name in ("loss", "negative_elbo", "kl"):
+        mean = np.mean([getattr(metrics.batch, name) for metrics in apart])
+        np.testing.assert_allclose(together[METRICS.index(name)], mean, rtol=1e-5)
+    assert trainer.state.steps_done == other.state.steps_done == 2
+
+
+@pytest.mark.slow
+@needs_jax
 def test_jax_takes_the_steps_of_tensorflow(tmp_path):
     config = small_experiment_config(steps=100).override({"train.jit_compile": "step"})
     trainer = Trainer(config, make_strategy("one_device"), num_images=100)
@@ -45,6 +61,8 @@ def test_jax_takes_the_steps_of_tensorflow(tmp_path):
     assert trainer.state.steps_done == 8
 
 
+@pytest.mark.slow
+@needs_jax
 def test_what_jax_has_trained_is_a_run(tmp_path):
     model = {
         "num_groups_per_scale": 1,
