@@ -241,7 +241,7 @@ class _Run:
         metrics: StepMetrics | None = None
         first = self.step + 1
         for step in range(first, trainer.total_steps + 1):
-            if step == trainer.schedule.frozen_from + 1 > first:
+            if step > first and step - 1 == trainer.schedule.frozen_from:
                 self._trace()
             previous = metrics
             with self._profile.step(step):
