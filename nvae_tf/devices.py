@@ -79,6 +79,7 @@ def batches_on_devices(
     batches: Iterable[tf.Tensor],
     devices: Sequence[str] | None = None,
     after_batch: Callable[[int], None] | None = None,
+    first: int = 0,
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Computes arrays of images, batch by batch, as `on_devices` does.
 
@@ -91,12 +92,13 @@ def batches_on_devices(
       batches: Images (B, H, W, C).
       devices: The names of the devices; None: `all_devices()`.
       after_batch: A function that is called after each batch with its size, for progress.
+      first: The number of the first image of the first batch.
 
     Yields:
       The arrays of each batch.
 
     Raises:
-      ValueError: There are no images.
+      ValueError: There are no images, and `first` is 0.
     """
 
     def compute(item: tuple[int, tf.Tensor, int]) -> tuple[np.ndarray, ...]:
@@ -107,21 +109,24 @@ def batches_on_devices(
         return tuple(array[: len(images)] for array in function(number, filled))
 
     empty = True
-    for arrays in on_devices(compute, _with_missing(batches), devices):
+    for arrays in on_devices(compute, _with_missing(batches, first), devices):
         empty = False
         yield arrays
         if after_batch:
             after_batch(len(arrays[0]))
-    if empty:
+    if empty and not first:
         raise ValueError("There are no images to evaluate.")
 
 
-def _with_missing(batches: Iterable[tf.Tensor]) -> Iterator[tuple[int, tf.Tensor, int]]:
+def _with_missing(
+    batches: Iterable[tf.Tensor], number: int
+) -> Iterator[tuple[int, tf.Tensor, int]]:
     """Yields the number of a batch's first image, the batch, and how many images it lacks.
 
-    Images are counted over all batches. A batch lacks those by which the first one was larger.
+    Images are counted over all batches, from `number` on. A batch lacks those by which the first
+    one was larger.
     """
-    number, size = 0, 0
+    size = 0
     for batch in batches:
         size = size or len(batch)
         yield number, batch, max(size - len(batch), 0)

@@ -169,7 +169,8 @@ def main(argv: list[str]) -> None:
                 seed=_SEED.value,
             )
             evaluation.measure_sample_quality(protocol, extractor, trained.batch_norm)
-        per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value)
+        kept = evaluation.kept_bounds(trained.likelihood, _NUM_IW_SAMPLES.value)
+        per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value, kept)
         if _PER_IMAGE.value:
             write_atomically(_PER_IMAGE.value, per_image.to_csv())
         if _NUM_HIERARCHY_IMAGES.value:
@@ -179,6 +180,7 @@ def main(argv: list[str]) -> None:
             write_atomically(output, text)
             write_atomically(report, evaluation.report(trained.origin))
     print(text, end="")
+    kept.remove()
 
 
 def run() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.devices import arrays_on_devices
+from nvae_tf.devices import batches_on_devices
+from nvae_tf.evaluation.kept_rows import KeptRows
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.training.objective import bits_per_dimension
 
@@ -159,6 +160,7 @@ class LikelihoodEvaluator:
         num_iw_samples: int = 1,
         seed: int = 0,
         after_batch: Callable[[int], None] | None = None,
+        kept: KeptRows | None = None,
     ) -> ImageLikelihoods:
         """Computes the bounds of all images, batch by batch.
 
@@ -169,16 +171,24 @@ class LikelihoodEvaluator:
           num_iw_samples: K, the number of draws per image.
           seed: A number from which the draws are made.
           after_batch: A function that is called after each batch with its size, for progress.
+          kept: The rows of the first images, from the same batches with the same draws. They are
+            not computed again, and those of further batches are added.
 
         Raises:
-          ValueError: There are no images, or fewer than one draw is asked for.
+          ValueError: There are no images, fewer than one draw is asked for, or the rows that are
+            kept end within a batch.
+          OSError: Rows cannot be kept.
         """
         if num_iw_samples < 1:
             raise ValueError(f"num_iw_samples must be at least 1, received {num_iw_samples}.")
         self._model.update()
         compute = functools.partial(self._batch_likelihoods, num_iw_samples, seed)
-        arrays = arrays_on_devices(compute, batches, self._devices, after_batch)
-        return ImageLikelihoods(num_iw_samples, *arrays)
+        rows = kept or KeptRows()
+        done = rows.count
+        further = _after(batches, done)
+        for arrays in batches_on_devices(compute, further, self._devices, after_batch, done):
+            rows.add(arrays)
+        return ImageLikelihoods(num_iw_samples, *rows.all())
 
     def _batch_likelihoods(
         self, num_iw_samples: int, seed: int, number: int, images: tf.Tensor
@@ -198,6 +208,17 @@ class LikelihoodEvaluator:
         with np.errstate(invalid="ignore"):  # what is not finite is the caller's to judge
             bound = math.log(num_iw_samples) - np.logaddexp.reduce(log_weights, axis=0)
         return np.mean(reconstruction, axis=0), np.mean(kl, axis=0), bound
+
+
+def _after(batches: Iterable[tf.Tensor], done: int) -> Iterator[tf.Tensor]:
+    """Yields the batches after the first `done` images, with which a batch must end."""
+    for batch in batches:
+        if done <= 0:
+            yield batch
+        else:
+            done -= len(batch)
+            if done < 0:
+                raise ValueError("The rows that were kept end within a batch.")
 
 
 def _draws_together(batch: int, draws: int) -> int:

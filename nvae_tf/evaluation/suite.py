@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from tqdm import tqdm
 
 from nvae_tf.config import ExperimentConfig, ModelConfig
@@ -26,11 +29,15 @@ from nvae_tf.evaluation import (
     reference_features,
     sample_quality,
 )
+from nvae_tf.evaluation.kept_rows import KeptRows
 from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.pretrained import package_version
+from nvae_tf.model.stacks import fingerprint
 from nvae_tf.sampling.images import sheet, to_uint8
 from nvae_tf.sampling.readjustment import readjusted, stored_statistics
 from nvae_tf.sampling.sampler import Sampler
 
+_DRAWS = 10_000  # of a batch of images, at most
 _SHOWN = 10  # images in each row of the report's sheets
 _SAMPLES = 40  # samples in the report at each temperature
 _TEMPERATURES = (0.6, 0.8, 1.0)
@@ -79,21 +86,53 @@ class Evaluation:
         self._hierarchy: HierarchyResult | None = None
         self._quality: tuple[SampleQualityResult, Protocol] | None = None
 
-    def _batches(self, count: int | None = None) -> tf.data.Dataset:
+    def _batches(self, count: int | None = None, batch_size: int | None = None) -> tf.data.Dataset:
         return evaluation_batches(
-            self._images[:count], self._config.model, self._batch_size, self._seed
+            self._images[:count], self._config.model, batch_size or self._batch_size, self._seed
         )
 
-    def measure_likelihood(self, num_iw_samples: int) -> ImageLikelihoods:
+    def kept_bounds(self, directory: str, num_iw_samples: int) -> KeptRows:
+        """Returns the bounds that an evaluation like this one had computed when it stopped.
+
+        Args:
+          directory: The directory that keeps them.
+          num_iw_samples: The number of draws per image.
+        """
+        facts = (
+            package_version(),
+            fingerprint(self._model.variables),
+            self._config.model,
+            describe(self._images),
+            self._seed,
+            num_iw_samples,
+            self._likelihood_batch(num_iw_samples),
+        )
+        name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+        kept = KeptRows(os.path.join(directory, f"{name}.npz"))
+        if kept.count:
+            logging.info("%d of %d images were evaluated before.", kept.count, len(self._images))
+        return kept
+
+    def _likelihood_batch(self, num_iw_samples: int) -> int:
+        # A batch lasts for seconds then, after which the bar moves and rows are kept.
+        return min(self._batch_size, max(_DRAWS // num_iw_samples, 1))
+
+    def measure_likelihood(self, num_iw_samples: int, kept: KeptRows) -> ImageLikelihoods:
         """Computes the -ELBO and the importance-weighted bound of all images.
+
+        Args:
+          num_iw_samples: The number of draws per image.
+          kept: What `kept_bounds` returned. Bounds that are there are not computed again.
 
         Raises:
           ValueError: A bound is not finite.
+          OSError: Bounds cannot be kept.
         """
         evaluator = LikelihoodEvaluator(self._model)
-        with _bar("likelihood", len(self._images)) as bar:
+        batches = self._batches(batch_size=self._likelihood_batch(num_iw_samples))
+        with _bar("likelihood", len(self._images), kept.count) as bar:
             self._likelihoods = evaluator.per_image(
-                self._batches(), num_iw_samples, self._seed, after_batch=bar.update
+                batches, num_iw_samples, self._seed, bar.update, kept
             )
         bounds = self._likelihoods.negative_elbo, self._likelihoods.iw_bound
         wrong = int(np.sum(~np.isfinite(bounds).all(axis=0)))
@@ -229,5 +268,5 @@ def _curves(result: HierarchyResult, model: ModelConfig) -> list[tuple[str, np.n
     ]
 
 
-def _bar(name: str, total: int) -> tqdm:
-    return tqdm(total=total, desc=name, unit="image", disable=None)
+def _bar(name: str, total: int, done: int = 0) -> tqdm:
+    return tqdm(total=total, initial=done, desc=name, unit="image", disable=None)

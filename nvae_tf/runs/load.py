@@ -37,7 +37,7 @@ class TrainedModel:
       images: What its images were, by split, as from `nvae_tf.data.describe`; empty if not known.
       evaluation: The newest evaluation of exactly these weights; empty if there is none.
       evaluation_path: Where its evaluations go; None: nowhere, unless the user says so.
-      batch_norm: The directory that keeps readjusted batch-norm statistics.
+      kept: The directory of what can be computed again, below which each kind has its own.
       load: Returns the model, in Keras's current precision.
     """
 
@@ -49,7 +49,7 @@ class TrainedModel:
     images: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     evaluation_path: str | None
-    batch_norm: str
+    kept: str
     load: Callable[[], NVAE]
 
     @classmethod
@@ -84,7 +84,7 @@ class TrainedModel:
             workdir.read_images(),
             _evaluation(evaluations, step),
             evaluations[0],
-            workdir / "batch_norm",
+            workdir.path,
             lambda: _load_checkpoint(config, prefix),
         )
 
@@ -105,7 +105,7 @@ class TrainedModel:
             {},
             found.metadata.get("evaluation", {}),
             None,
-            os.path.join(cache_directory(found.config.data), "batch_norm"),
+            cache_directory(found.config.data),
             lambda: NVAE.from_preset(preset),
         )
 
@@ -115,6 +115,16 @@ class TrainedModel:
         workdir = Workdir(path_or_preset)
         is_run = workdir.has_config and os.path.isdir(workdir.checkpoints)
         return cls.of_run(workdir) if is_run else cls.of_preset(path_or_preset)
+
+    @property
+    def batch_norm(self) -> str:
+        """The directory that keeps readjusted batch-norm statistics."""
+        return os.path.join(self.kept, "batch_norm")
+
+    @property
+    def likelihood(self) -> str:
+        """The directory that keeps the bounds of an evaluation that has not ended."""
+        return os.path.join(self.kept, "likelihood")
 
     def check_same_model(self, config: ExperimentConfig) -> None:
         """Raises a ValueError if a configuration is that of another model, which names the fields.

@@ -22,6 +22,7 @@ from nvae_tf.files import make_cache, read_arrays, write_arrays
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.stacks import fingerprint
 from nvae_tf.sampling.sampler import group_temperatures
 
 PASSES = 500
@@ -189,9 +190,7 @@ def stored_statistics(
     temperatures = group_temperatures(model.config, temperature)
     digest = hashlib.sha256(f"{passes} {samples_per_pass} {seed}".encode())
     digest.update(temperatures.tobytes())
-    for variable in model.trainable_variables:
-        digest.update(variable.path.encode())
-        digest.update(variable.numpy().tobytes())
+    digest.update(fingerprint(model.trainable_variables).encode())
     make_cache(directory)
     path = os.path.join(directory, f"{digest.hexdigest()[:32]}.npz")
     known = read_arrays(path)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nvae_tf import NVAE
 from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.evaluation import likelihood as MODULE
+from nvae_tf.evaluation.kept_rows import KeptRows
 from nvae_tf.training.objective import negative_elbo, objective_terms
 from tests.conftest import random_images, tiny_model_config
 
@@ -99,3 +100,33 @@ def test_nothing_to_evaluate():
         evaluator.evaluate([])
     with pytest.raises(ValueError, match="at least 1, received 0"):
         evaluator.evaluate([], num_iw_samples=0)
+
+
+def test_a_stopped_evaluation_goes_on_after_the_rows_that_were_kept(tmp_path):
+    model = NVAE(tiny_model_config())
+    images = random_images(model.config, 7)
+    batches = [images[:2], images[2:4], images[4:6], images[6:]]
+    evaluator = LikelihoodEvaluator(model)
+    whole = evaluator.per_image(batches, 3, seed=1)
+
+    def stop(size):
+        seen.append(size)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.per_image(batches, 3, 1, stop, KeptRows(tmp_path / "rows.npz", seconds=0))
+    kept = KeptRows(tmp_path / "rows.npz", seconds=0)
+    assert kept.count == 4
+    further = []
+    resumed = evaluator.per_image(batches, 3, 1, further.append, kept)
+    assert further == [2, 1]
+    complete = KeptRows(tmp_path / "rows.npz")
+    at_once = evaluator.per_image(batches, 3, 1, lambda size: pytest.fail("computed"), complete)
+    for result in (resumed, at_once):
+        np.testing.assert_array_equal(result.iw_bound, whole.iw_bound)
+        np.testing.assert_array_equal(result.reconstruction, whole.reconstruction)
+        np.testing.assert_array_equal(result.kl_per_group, whole.kl_per_group)
+    with pytest.raises(ValueError, match="end within a batch"):
+        evaluator.per_image([images[:4], images], 3, 1, None, kept)

@@ -12,6 +12,8 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.data import load_images
+from nvae_tf.evaluation.suite import Evaluation
+from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from nvae_tf.sampling.sampler import Sampler
 from tests.trainers.programs import Program, run
@@ -177,6 +179,32 @@ def test_evaluate_measures_all_that_was_asked_for(finished, tmp_path, extractor)
     assert quality["fid"] == pytest.approx(expected, rel=1e-2)
     page = (tmp_path / "result.html").read_text()
     assert page.count("data:image/png") == 7 and "kid_standard_deviation" in page
+
+
+def test_evaluate_goes_on_where_another_stopped(finished, tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    shutil.copytree(finished.path, workdir.path)
+    trained = TrainedModel.of_run(workdir)
+    images = load_images(trained.config.data, trained.config.model, "test")[:20]
+    evaluation = Evaluation(trained.config, trained.load(), "test", images, batch_size=8, seed=0)
+    kept = evaluation.kept_bounds(trained.likelihood, num_iw_samples=2)
+    kept.add((np.zeros(8), np.zeros((8, 3)), np.zeros(8)))  # which no image has
+    path, table = tmp_path / "result.json", tmp_path / "images.csv"
+    kept.write()
+    out = run(
+        "trainers.evaluate",
+        f"--workdir={workdir.path}",
+        "--num_iw_samples=2",
+        "--num_images=20",
+        "--num_hierarchy_images=0",
+        "--batch_size=8",
+        f"--per_image={table}",
+        f"--output={path}",
+    )
+    assert json.loads(out)["num_images"] == 20
+    bounds = np.loadtxt(table, delimiter=",", skiprows=1)[:, 2]
+    assert np.all(bounds[:8] == 0) and np.all(bounds[8:] > 1)
+    assert os.listdir(trained.likelihood) == []
 
 
 @pytest.mark.parametrize(
