@@ -88,7 +88,11 @@ _OF_SAMPLE_QUALITY = (
     _REFERENCE_SPLIT,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 100, "Images at a time.", lower_bound=1, upper_bound=MAX_BATCH
+    "batch_size",
+    100,
+    "Images at a time. Progress is shown, and kept, after each of them: with many draws, take few.",
+    lower_bound=1,
+    upper_bound=MAX_BATCH,
 )
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of the binarisation and all draws.", lower_bound=0, upper_bound=MAX_SEED

@@ -37,7 +37,6 @@ from nvae_tf.sampling.images import sheet, to_uint8
 from nvae_tf.sampling.readjustment import readjusted, stored_statistics
 from nvae_tf.sampling.sampler import Sampler
 
-_DRAWS = 10_000  # of a batch of images, at most
 _SHOWN = 10  # images in each row of the report's sheets
 _SAMPLES = 40  # samples in the report at each temperature
 _TEMPERATURES = (0.6, 0.8, 1.0)
@@ -86,9 +85,9 @@ class Evaluation:
         self._hierarchy: HierarchyResult | None = None
         self._quality: tuple[SampleQualityResult, Protocol] | None = None
 
-    def _batches(self, count: int | None = None, batch_size: int | None = None) -> tf.data.Dataset:
+    def _batches(self, count: int | None = None) -> tf.data.Dataset:
         return evaluation_batches(
-            self._images[:count], self._config.model, batch_size or self._batch_size, self._seed
+            self._images[:count], self._config.model, self._batch_size, self._seed
         )
 
     def kept_bounds(self, directory: str, num_iw_samples: int) -> KeptRows:
@@ -105,17 +104,13 @@ class Evaluation:
             describe(self._images),
             self._seed,
             num_iw_samples,
-            self._likelihood_batch(num_iw_samples),
+            self._batch_size,
         )
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
         kept = KeptRows(os.path.join(directory, f"{name}.npz"))
         if kept.count:
             logging.info("%d of %d images were evaluated before.", kept.count, len(self._images))
         return kept
-
-    def _likelihood_batch(self, num_iw_samples: int) -> int:
-        # A batch lasts for seconds then, after which the bar moves and rows are kept.
-        return min(self._batch_size, max(_DRAWS // num_iw_samples, 1))
 
     def measure_likelihood(self, num_iw_samples: int, kept: KeptRows) -> ImageLikelihoods:
         """Computes the -ELBO and the importance-weighted bound of all images.
@@ -129,10 +124,9 @@ class Evaluation:
           OSError: Bounds cannot be kept.
         """
         evaluator = LikelihoodEvaluator(self._model)
-        batches = self._batches(batch_size=self._likelihood_batch(num_iw_samples))
         with _bar("likelihood", len(self._images), kept.count) as bar:
             self._likelihoods = evaluator.per_image(
-                batches, num_iw_samples, self._seed, bar.update, kept
+                self._batches(), num_iw_samples, self._seed, bar.update, kept
             )
         bounds = self._likelihoods.negative_elbo, self._likelihoods.iw_bound
         wrong = int(np.sum(~np.isfinite(bounds).all(axis=0)))

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from nvae_tf import NVAE
-from nvae_tf.evaluation import suite as MODULE
-from nvae_tf.evaluation.kept_rows import KeptRows
 from nvae_tf.evaluation.suite import Evaluation
 from tests.conftest import tiny_experiment_config
 
@@ -52,19 +50,3 @@ def test_bounds_are_kept_for_the_same_evaluation_only(parts, tmp_path):
     assert keep() == 0
     moving_mean.assign(own)
     assert keep() == 4
-
-
-def test_many_draws_are_kept_and_shown_more_often(parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(MODULE, "_DRAWS", 30)
-    add, sizes = KeptRows.add, []
-
-    def observe(self, arrays):
-        sizes.append(len(arrays[0]))
-        add(self, arrays)
-
-    monkeypatch.setattr(KeptRows, "add", observe)
-    evaluation = Evaluation(**parts)
-    for draws, expected in ((1, [4, 4, 4]), (10, [3, 3, 3, 3]), (31, [1] * 12)):
-        sizes.clear()
-        evaluation.measure_likelihood(draws, evaluation.kept_bounds(str(tmp_path), draws))
-        assert sizes == expected
