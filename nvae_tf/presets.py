@@ -62,7 +62,7 @@ def _quickstart() -> ExperimentConfig:
 
 
 def _folder64() -> ExperimentConfig:
-    """Colour pictures from a directory, trained in about ten minutes on two CPU cores."""
+    """Colour pictures from a directory, trained in about a quarter of an hour on two CPU cores."""
     return ExperimentConfig(
         model=ModelConfig(
             image_shape=(64, 64, 3),

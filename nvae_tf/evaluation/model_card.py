@@ -40,11 +40,11 @@ def model_card(trained: TrainedModel) -> str:
         "export_base": _line(shlex.quote(f"--export_base=serving/{trained.name}")),
         "dataset": json.dumps(data.name),  # which is YAML as well
         "step": f"{step:,}",
-        "num_groups": config.model.num_groups,
-        "num_scales": config.model.num_latent_scales,
+        "groups_of_latents": _count(config.model.num_groups, "group"),
+        "scales": _count(config.model.num_latent_scales, "scale"),
         "parameters": f"{NVAE.structure(config.model).num_trainable_parameters:,}",
-        "image_shape": f"{height}x{width} pixels with {channels} channel(s) of "
-        f"{config.model.num_x_bits} bit(s)",
+        "image_shape": f"{height}x{width} pixels with {_count(channels, 'channel')} of "
+        f"{_count(config.model.num_x_bits, 'bit')}",
         "likelihood": _LIKELIHOODS[config.model.likelihood],
         "groups": _groups(config),
         "data": _code(data.name) + (f" in {_code(data.data_dir)}" if data.data_dir else ""),
@@ -54,6 +54,7 @@ def model_card(trained: TrainedModel) -> str:
         "learning_rate": config.optimizer.learning_rate,
         "learning_rate_min": config.optimizer.learning_rate_min,
         "anneal": f"{config.train.kl_anneal_portion:.0%}",
+        "frozen": f"{config.train.frozen_batch_norm_portion:.0%}",
         "regularization": config.train.weight_decay_norm,
         "precision": config.train.precision,
         "seed": config.train.seed,
@@ -66,6 +67,11 @@ def model_card(trained: TrainedModel) -> str:
 def _line(text: str) -> str:
     """Returns a text whose line breaks and other control characters are question marks."""
     return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _count(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as 3 scales."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _prose(text: str) -> str:
@@ -114,7 +120,7 @@ def _bounds(result: Mapping[str, Any]) -> str:
         "| | nats | bits per dimension |\n|---|---|---|\n"
         f"| -ELBO | {_with_error(result, 'negative_elbo')} "
         f"| {result['negative_elbo_bits_per_dim']:.4f} |\n"
-        f"| bound with {result['num_iw_samples']} importance-weighted sample(s) "
+        f"| bound with {_count(result['num_iw_samples'], 'importance-weighted draw')} "
         f"| {_with_error(result, 'iw_bound')} "
         f"| {result['iw_bound_bits_per_dim']:.4f} |\n\n"
         f"Reconstruction {result['reconstruction']:.2f}, KL {result['kl']:.2f} nats; by group, "

@@ -23,9 +23,10 @@ def test_a_card_has_the_numbers_of_the_run(finished, tmp_path):
     assert f"{parameters:,} trainable parameters" in card
     assert "# Model card: finished\n" in card
     assert f"nvae-export --workdir={finished.path} --export_base=serving/finished\n" in card
-    assert "8x8 pixels with 1 channel(s) of 1 bit(s), binary" in card
+    assert "8x8 pixels with 1 channel of 1 bit, binary" in card
     assert "| 0 | 1 | 2x2 | 2 |\n| 1 | 0 | 4x4 | 2 |\n| 2 | 0 | 4x4 | 2 |\n" in card
     assert "4 steps with 4 images each" in card
+    assert "3 groups\n  of latent variables in 2 scales and" in card
     with open(finished.evaluation) as file:
         result = json.load(file)
     assert f"| -ELBO | {result['negative_elbo']:.2f} ± " in card
