@@ -43,6 +43,10 @@ class Schedule:
         steps = steps_per_epoch(config, num_images)
         self._warmup_steps = round(config.optimizer.warmup_epochs * steps)
 
+    def freezes(self, step: int) -> bool:
+        """Returns whether the step at that number, counted from 0, has frozen batch norm."""
+        return self.frozen_from <= step < self.total_steps
+
     def at(self, step: tf.Tensor) -> Coefficients:
         """Computes the values at a step, counted from 0."""
         train = self._config.train

@@ -51,7 +51,7 @@ def _first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Te
     weights = {v.path: values[v.path] for v in model.trainable_variables}
     with tf.GradientTape() as tape, _observed(model) as layers:
         tape.watch(weights)
-        with functional_call(model, values, frozen=step >= trainer.schedule.frozen_from):
+        with functional_call(model, values, frozen=trainer.schedule.freezes(step)):
             output = model.infer(images, noise, training=True)
             terms = objective_terms(model, images, output, 1.0)
         loss = tf.reduce_mean(negative_elbo(terms))

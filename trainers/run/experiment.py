@@ -87,19 +87,20 @@ def train(
             scope.enter_context(workdir.training())
             workdir.write_images(described)
         run = _Run(config, workdir, strategy, images, test_images, profile_steps)
-        stop = scope.enter_context(StopRequest())
         try:
-            started = run.start(initial)
-            del initial  # it may be in a device's memory
-            if not started:
-                return
-            while True:
-                try:
-                    stopped = run.train_on(stop)
-                    break
-                except DivergedError as error:
-                    run.roll_back(error)
-            if stopped:
+            with StopRequest() as stop:
+                started = run.start(initial)
+                del initial  # it may be in a device's memory
+                if not started:
+                    return
+                while True:
+                    try:
+                        stopped = run.train_on(stop)
+                        break
+                    except DivergedError as error:
+                        run.roll_back(error)
+            # From here on a signal ends the process at once: everything is saved.
+            if stopped or stop.name:
                 run.say(f"Stopped after step {run.step}. The same command goes on from there.")
             else:
                 run.finish()
@@ -209,7 +210,8 @@ class _Run:
         if not restored or self._checkpointer.restored_weights_alone:
             self._save()  # so that there is always something whole to go back to
         self._batches: tf.distribute.DistributedDataset = trainer.batches(self._images)
-        self._trace()
+        if self.step < total:
+            self._trace()
         if self._chief:
             self._progress = Progress(trainer, self._workdir, self._test_images)
         return True
@@ -239,9 +241,9 @@ class _Run:
         trainer, train = self._trainer, self._config.train
         batches = iter(self._batches)
         metrics: StepMetrics | None = None
-        first = self.step + 1
+        first, freezes = self.step + 1, trainer.schedule.freezes
         for step in range(first, trainer.total_steps + 1):
-            if step > first and step - 1 == trainer.schedule.frozen_from:
+            if step > first and freezes(step - 1) and not freezes(step - 2):
                 self._trace()
             previous = metrics
             with self._profile.step(step):

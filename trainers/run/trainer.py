@@ -154,7 +154,7 @@ class Trainer:
           done: The number of steps done; None: it is read, which waits for the step before.
         """
         done = self.state.steps_done if done is None else done
-        frozen = done >= self.schedule.frozen_from
+        frozen = self.schedule.freezes(done)
         if self._traced_step is None or self._traced_step.definition.frozen != frozen:
             definition = dataclasses.replace(self._definition, frozen=frozen)
             self._traced_step = TracedStep(definition, self.state, self.strategy)

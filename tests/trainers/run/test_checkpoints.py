@@ -197,6 +197,10 @@ def test_a_stop_request_ends_the_run_with_a_checkpoint(tmp_path, monkeypatch, ca
     assert "Stopped after step 2. The same command goes on" in capsys.readouterr().out
     assert workdir.latest_checkpoint().endswith("-2")  # a step's metrics are read after the next
     assert not os.path.exists(workdir.evaluation)
+    # A request that comes with the last step is one as well.
+    train(small_experiment_config(checkpoint_every=4), workdir)
+    assert "Stopped after step 4. The same command goes on" in capsys.readouterr().out
+    assert not os.path.exists(workdir.evaluation)
 
 
 def test_every_value_stands_in_a_checkpoint_once(tmp_path):

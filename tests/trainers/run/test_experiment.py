@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import types
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.conftest import tiny_experiment_config
 from trainers.run import experiment
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.experiment import train
+from trainers.run.progress import Progress
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import DivergedError, Trainer
 from trainers.summaries.event_files import read_scalars
@@ -82,6 +84,35 @@ def test_a_run_killed_before_its_evaluation_evaluates(finished, tmp_path, capsys
     os.remove(workdir.evaluation)
     train(tiny_experiment_config(steps=2), workdir)  # fewer than the run has done
     assert workdir.evaluated_step() == 4
+
+
+def test_a_signal_ends_the_last_evaluation_and_the_same_command_makes_it(
+    finished, tmp_path, capsys, monkeypatch
+):
+    workdir = Workdir(tmp_path / "run")
+    shutil.copytree(finished.path, workdir.path)
+    os.remove(workdir.evaluation)
+
+    class Ended(Exception):
+        pass
+
+    def end(number, frame):
+        raise Ended
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "measure", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        outer = signal.signal(signal.SIGTERM, end)
+        try:
+            with pytest.raises(Ended):
+                train(tiny_experiment_config(), workdir)
+        finally:
+            signal.signal(signal.SIGTERM, outer)
+    assert workdir.evaluated_step() is None
+    train(tiny_experiment_config(), workdir)
+    assert workdir.evaluated_step() == 4
+    printed = capsys.readouterr().out
+    assert "Finished: -ELBO" in printed
+    assert "traced in" not in printed  # for no step is left
 
 
 def weights(workdir):
