@@ -8,7 +8,6 @@ from __future__ import annotations
 import pathlib
 import time
 
-import keras
 from absl import app, flags
 
 from export.manifest import manifest_of, read_manifest
@@ -63,10 +62,9 @@ def main(argv: list[str]) -> None:
                 raise ValueError(f"--format={_FORMAT.value} is in float32; leave --precision out.")
             check_installed()
         check_files(_EXPORT_BASE.value, onnx=write is not None)
-        keras.config.set_dtype_policy(_PRECISION.value)
         trained = _find_model()
         version = publish(
-            trained.load(),
+            trained.load(_PRECISION.value),
             _EXPORT_BASE.value,
             manifest_of(trained),
             _KEEP_VERSIONS.value,

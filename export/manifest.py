@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +13,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import read_json, write_atomically
+from nvae_tf.fingerprints import sources_fingerprint
 from nvae_tf.model.pretrained import package_version
 from nvae_tf.runs.load import TrainedModel
 
@@ -88,16 +87,7 @@ def read_manifest(directory: str | os.PathLike) -> Manifest | None:
 def _software() -> dict[str, str]:
     return {
         "nvae_tf": package_version(),
-        "nvae_tf_sources": _fingerprint(pathlib.Path(__file__).parents[1], "nvae_tf", "export"),
+        "nvae_tf_sources": sources_fingerprint("nvae_tf", "export"),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
     }
-
-
-def _fingerprint(root: pathlib.Path, *packages: str) -> str:
-    """Returns a hash of the packages' source files, which does not depend on git."""
-    digest = hashlib.sha256()
-    for path in sorted(path for package in packages for path in (root / package).rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        digest.update(path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]

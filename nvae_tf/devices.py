@@ -96,9 +96,6 @@ def batches_on_devices(
 
     Yields:
       The arrays of each batch.
-
-    Raises:
-      ValueError: There are no images, and `first` is 0.
     """
 
     def compute(item: tuple[int, tf.Tensor, int]) -> tuple[np.ndarray, ...]:
@@ -108,14 +105,10 @@ def batches_on_devices(
         filled = tf.concat([images, tf.repeat(images[-1:], missing, axis=0)], axis=0)
         return tuple(array[: len(images)] for array in function(number, filled))
 
-    empty = True
     for arrays in on_devices(compute, _with_missing(batches, first), devices):
-        empty = False
         yield arrays
         if after_batch:
             after_batch(len(arrays[0]))
-    if empty and not first:
-        raise ValueError("There are no images to evaluate.")
 
 
 def _with_missing(
@@ -131,14 +124,3 @@ def _with_missing(
         size = size or len(batch)
         yield number, batch, max(size - len(batch), 0)
         number += len(batch)
-
-
-def arrays_on_devices(
-    function: Callable[[int, tf.Tensor], tuple[np.ndarray, ...]],
-    batches: Iterable[tf.Tensor],
-    devices: Sequence[str] | None = None,
-    after_batch: Callable[[int], None] | None = None,
-) -> tuple[np.ndarray, ...]:
-    """Returns the arrays of `batches_on_devices`, each with the rows of all batches."""
-    results = batches_on_devices(function, batches, devices, after_batch)
-    return tuple(map(np.concatenate, zip(*results)))

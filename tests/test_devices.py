@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.devices import all_devices, arrays_on_devices, on_devices
+from nvae_tf.devices import all_devices, batches_on_devices, on_devices
 from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.model.nvae import NVAE
 from tests.conftest import random_images, tiny_model_config
@@ -69,9 +69,10 @@ def test_batches_that_lack_images_are_filled_up_and_cut_again(devices):
         return images.numpy(), first + np.arange(len(images))
 
     batches = [tf.range(3), tf.range(3, 4), tf.range(4, 9), tf.range(9, 11)]
-    values, numbers = arrays_on_devices(compute, batches, devices, seen.append)
+    results = batches_on_devices(compute, batches, devices, seen.append, first=100)
+    values, numbers = map(np.concatenate, zip(*results))
     np.testing.assert_array_equal(values, np.arange(11))
-    np.testing.assert_array_equal(numbers, np.arange(11))
+    np.testing.assert_array_equal(numbers, 100 + np.arange(11))
     assert sorted(sizes) == [3, 3, 3, 5]
     assert seen == [3, 1, 5, 2]
 

@@ -90,7 +90,7 @@ _OF_SAMPLE_QUALITY = (
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     100,
-    "Images at a time. Progress is shown, and kept, after each of them: with many draws, take few.",
+    "Images at a time, after which progress is shown: with many draws, take few.",
     lower_bound=1,
     upper_bound=MAX_BATCH,
 )
@@ -172,8 +172,9 @@ def main(argv: list[str]) -> None:
                 reference_split=_REFERENCE_SPLIT.value or config.data.train_split,
                 seed=_SEED.value,
             )
-            evaluation.measure_sample_quality(protocol, extractor, trained.batch_norm)
-        kept = evaluation.kept_bounds(trained.likelihood, _NUM_IW_SAMPLES.value)
+            batch_norm = trained.kept("batch_norm", config.data)
+            evaluation.measure_sample_quality(protocol, extractor, batch_norm)
+        kept = trained.kept("likelihood", config.data)
         per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value, kept)
         if _PER_IMAGE.value:
             write_atomically(_PER_IMAGE.value, per_image.to_csv())
@@ -183,8 +184,8 @@ def main(argv: list[str]) -> None:
         if output and report:
             write_atomically(output, text)
             write_atomically(report, evaluation.report(trained.origin))
+        evaluation.forget()
     print(text, end="")
-    kept.remove()
 
 
 def run() -> None:

@@ -66,8 +66,9 @@ def main(argv: list[str]) -> None:
             model = trained.load()
             if _READJUST_BN.value:
                 with tqdm(total=PASSES, unit="pass", disable=None) as bar:
+                    directory = trained.kept("batch_norm", trained.config.data)
                     statistics = stored_statistics(
-                        trained.batch_norm, model, temperatures, after_pass=bar.update
+                        directory, model, temperatures, after_pass=bar.update
                     )
                 scope.enter_context(readjusted(model, statistics))
             sampler = Sampler(model, _PIXELS.value, _BATCH_SIZE.value)

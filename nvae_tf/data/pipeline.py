@@ -199,7 +199,7 @@ def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
 
 
 def evaluation_batches(
-    images: np.ndarray, model: ModelConfig, batch_size: int, seed: int = 0
+    images: np.ndarray, model: ModelConfig, batch_size: int, seed: int = 0, first: int = 0
 ) -> tf.data.Dataset:
     """Returns a dataset of all images once, in order.
 
@@ -208,12 +208,13 @@ def evaluation_batches(
       model: Determines how `preprocess` prepares the images.
       batch_size: B; the last batch may be smaller. It makes no difference to the images.
       seed: Seed of the binarisation.
+      first: The number of the image to begin with; it makes no difference to those that follow.
 
     Returns:
       A dataset of batches (B, H, W, C) float32 in [0, 1].
     """
     rows = _reader(images)
-    dataset = tf.data.Dataset.range(len(images)).batch(batch_size)
+    dataset = tf.data.Dataset.range(first, len(images)).batch(batch_size)
 
     def prepare(numbers: tf.Tensor) -> tf.Tensor:
         return preprocess(rows(numbers), model, tf.constant([seed, 0], tf.int64), numbers[0])

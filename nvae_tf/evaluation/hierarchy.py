@@ -138,6 +138,8 @@ class HierarchyEvaluator:
             for group, values in enumerate(means):
                 sums[group] += values.sum(axis=0)
                 squares[group] += np.square(values).sum(axis=0)
+        if not count:
+            raise ValueError("There are no images to evaluate.")
         channels /= count
         variances = [square / count - np.square(s / count) for s, square in zip(sums, squares)]
         kl_per_group = channels.sum(axis=1)

@@ -1,13 +1,19 @@
-"""Rows for images, which a long computation keeps so that another can go on after them."""
+"""The bounds of images, which a long computation keeps so that another can go on after them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
 import numpy as np
+from absl import logging
 
-from nvae_tf.files import make_cache, read_arrays, write_arrays
+from nvae_tf.files import read_arrays, write_arrays
+
+
+class NotFiniteError(ValueError):
+    """Bounds are not finite, so the weights of the model are of no use."""
 
 
 class KeptRows:
@@ -39,15 +45,36 @@ class KeptRows:
     def add(self, arrays: tuple[np.ndarray, ...]) -> None:
         """Takes the rows of the next batch, in as many arrays as the ones before.
 
+        Rows that cannot be written are no reason to end what computes them: this is logged, once,
+        and they stay in memory.
+
         Raises:
-          OSError: The file cannot be written.
+          NotFiniteError: A number is not finite. The batch is not taken.
         """
+        count = len(arrays[0])
+        finite = [np.isfinite(array).reshape(count, -1).all(axis=1) for array in arrays]
+        wrong = count - int(np.sum(np.all(finite, axis=0)))
+        if wrong:
+            raise NotFiniteError(
+                f"The bounds of {wrong} of {count} images are not finite: the weights of this "
+                "model are of no use."
+            )
         self._batches.append(arrays)
         if time.monotonic() - self._written >= self._seconds:
-            self.write()
+            try:
+                self.write()
+            except OSError as error:
+                logging.warning("An evaluation that is stopped will begin again: %s", error)
+                self._path = None
 
     def all(self) -> tuple[np.ndarray, ...]:
-        """Returns the arrays with the rows of all batches; no array if there are none."""
+        """Returns the arrays with the rows of all batches.
+
+        Raises:
+          ValueError: There are none.
+        """
+        if not self._batches:
+            raise ValueError("There are no images to evaluate.")
         return tuple(map(np.concatenate, zip(*self._batches, strict=True)))
 
     def write(self) -> None:
@@ -57,12 +84,13 @@ class KeptRows:
           OSError: The file cannot be written.
         """
         if self._path:
-            make_cache(os.path.dirname(self._path))
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
             arrays = {str(number): array for number, array in enumerate(self.all())}
             write_arrays(self._path, arrays)
             self._written = time.monotonic()
 
     def remove(self) -> None:
         """Removes the file, if there is one, once the results are elsewhere."""
-        if self._path and os.path.exists(self._path):
-            os.remove(self._path)
+        if self._path:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self._path)

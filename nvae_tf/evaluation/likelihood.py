@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -171,22 +171,21 @@ class LikelihoodEvaluator:
           num_iw_samples: K, the number of draws per image.
           seed: A number from which the draws are made.
           after_batch: A function that is called after each batch with its size, for progress.
-          kept: The rows of the first images, from the same batches with the same draws. They are
-            not computed again, and those of further batches are added.
+          kept: The rows of the images before these, with draws of the same seed. Those of these
+            images are added, and all of them make up the result.
 
         Raises:
-          ValueError: There are no images, fewer than one draw is asked for, or the rows that are
-            kept end within a batch.
-          OSError: Rows cannot be kept.
+          ValueError: There are no images, or fewer than one draw is asked for.
+          NotFiniteError: The bounds of a batch are not finite.
         """
         if num_iw_samples < 1:
             raise ValueError(f"num_iw_samples must be at least 1, received {num_iw_samples}.")
         self._model.update()
         compute = functools.partial(self._batch_likelihoods, num_iw_samples, seed)
-        rows = kept or KeptRows()
-        done = rows.count
-        further = _after(batches, done)
-        for arrays in batches_on_devices(compute, further, self._devices, after_batch, done):
+        rows = KeptRows() if kept is None else kept
+        for arrays in batches_on_devices(
+            compute, batches, self._devices, after_batch, first=rows.count
+        ):
             rows.add(arrays)
         return ImageLikelihoods(num_iw_samples, *rows.all())
 
@@ -196,7 +195,7 @@ class LikelihoodEvaluator:
         """Returns the arrays of `ImageLikelihoods` for a numbered batch."""
         features = self._bottom_up(images)
         first = tf.constant(number, tf.int64)
-        together = _draws_together(len(images), num_iw_samples)
+        together = _draws_per_pass(len(images), num_iw_samples)
         draws = [
             self._draw(images, features, tf.constant([seed, k], tf.int64), first, together)
             for k in range(0, num_iw_samples, together)
@@ -205,23 +204,12 @@ class LikelihoodEvaluator:
             np.concatenate(v)[:num_iw_samples] for v in zip(*draws)
         )
         log_weights = log_ratio.astype(np.float64) - reconstruction
-        with np.errstate(invalid="ignore"):  # what is not finite is the caller's to judge
+        with np.errstate(invalid="ignore"):  # what is not finite is not kept
             bound = math.log(num_iw_samples) - np.logaddexp.reduce(log_weights, axis=0)
         return np.mean(reconstruction, axis=0), np.mean(kl, axis=0), bound
 
 
-def _after(batches: Iterable[tf.Tensor], done: int) -> Iterator[tf.Tensor]:
-    """Yields the batches after the first `done` images, with which a batch must end."""
-    for batch in batches:
-        if done <= 0:
-            yield batch
-        else:
-            done -= len(batch)
-            if done < 0:
-                raise ValueError("The rows that were kept end within a batch.")
-
-
-def _draws_together(batch: int, draws: int) -> int:
+def _draws_per_pass(batch: int, draws: int) -> int:
     """Returns how many draws of a batch make up a pass, all passes alike and the last one full."""
     passes = math.ceil(draws / max(_ROWS // batch, 1))
     return math.ceil(draws / passes)

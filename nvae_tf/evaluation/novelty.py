@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.devices import arrays_on_devices
+from nvae_tf.devices import batches_on_devices
+from nvae_tf.evaluation.kept_rows import KeptRows
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling.latents import keep_first_groups
 
@@ -126,21 +127,17 @@ class NoveltyEvaluator:
           after_batch: A function that is called after each batch with its size, for progress.
 
         Raises:
-          ValueError: There are no images, fewer than one draw is asked for, or a bound is not
-            finite.
+          ValueError: There are no images, or fewer than one draw is asked for.
+          NotFiniteError: The bounds of a batch are not finite.
         """
         if num_iw_samples < 1:
             raise ValueError(f"num_iw_samples must be at least 1, received {num_iw_samples}.")
         self._model.update()
         compute = functools.partial(self._batch_bounds, num_iw_samples, seed)
-        bound, bounds = arrays_on_devices(compute, batches, self._devices, after_batch)
-        wrong = int(np.sum(~(np.isfinite(bound) & np.isfinite(bounds).all(axis=1))))
-        if wrong:
-            raise ValueError(
-                f"The bounds of {wrong} of {len(bound)} images are not finite: the weights of this "
-                "model are of no use."
-            )
-        return ImageNovelty(num_iw_samples, bound, bounds)
+        rows = KeptRows()
+        for arrays in batches_on_devices(compute, batches, self._devices, after_batch):
+            rows.add(arrays)
+        return ImageNovelty(num_iw_samples, *rows.all())
 
     def _batch_bounds(
         self, num_iw_samples: int, seed: int, number: int, images: tf.Tensor

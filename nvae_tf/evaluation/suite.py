@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +28,8 @@ from nvae_tf.evaluation import (
     sample_quality,
 )
 from nvae_tf.evaluation.kept_rows import KeptRows
+from nvae_tf.fingerprints import result_path
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.model.pretrained import package_version
-from nvae_tf.model.stacks import fingerprint
 from nvae_tf.sampling.images import sheet, to_uint8
 from nvae_tf.sampling.readjustment import readjusted, stored_statistics
 from nvae_tf.sampling.sampler import Sampler
@@ -81,6 +78,7 @@ class Evaluation:
         self._images = images
         self._batch_size = batch_size
         self._seed = seed
+        self._kept = KeptRows()
         self._likelihoods: ImageLikelihoods | None = None
         self._hierarchy: HierarchyResult | None = None
         self._quality: tuple[SampleQualityResult, Protocol] | None = None
@@ -90,52 +88,36 @@ class Evaluation:
             self._images[:count], self._config.model, self._batch_size, self._seed
         )
 
-    def kept_bounds(self, directory: str, num_iw_samples: int) -> KeptRows:
-        """Returns the bounds that an evaluation like this one had computed when it stopped.
-
-        Args:
-          directory: The directory that keeps them.
-          num_iw_samples: The number of draws per image.
-        """
-        facts = (
-            package_version(),
-            fingerprint(self._model.variables),
-            self._config.model,
-            describe(self._images),
-            self._seed,
-            num_iw_samples,
-            self._batch_size,
-        )
-        name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-        kept = KeptRows(os.path.join(directory, f"{name}.npz"))
-        if kept.count:
-            logging.info("%d of %d images were evaluated before.", kept.count, len(self._images))
-        return kept
-
-    def measure_likelihood(self, num_iw_samples: int, kept: KeptRows) -> ImageLikelihoods:
+    def measure_likelihood(self, num_iw_samples: int, directory: str) -> ImageLikelihoods:
         """Computes the -ELBO and the importance-weighted bound of all images.
 
+        If an evaluation like this one stopped, this one goes on after the images that it had done.
+
         Args:
           num_iw_samples: The number of draws per image.
-          kept: What `kept_bounds` returned. Bounds that are there are not computed again.
+          directory: The directory that keeps the bounds, until `forget`.
 
         Raises:
-          ValueError: A bound is not finite.
-          OSError: Bounds cannot be kept.
+          NotFiniteError: The bounds of a batch are not finite.
         """
+        facts = (self._config.model, describe(self._images), self._seed, num_iw_samples)
+        self._kept = KeptRows(result_path(directory, self._model.variables, *facts))
+        done = self._kept.count
+        if done:
+            logging.info("%d of %d images were evaluated before.", done, len(self._images))
+        batches = evaluation_batches(
+            self._images, self._config.model, self._batch_size, self._seed, first=done
+        )
         evaluator = LikelihoodEvaluator(self._model)
-        with _bar("likelihood", len(self._images), kept.count) as bar:
+        with _bar("likelihood", len(self._images), done) as bar:
             self._likelihoods = evaluator.per_image(
-                self._batches(), num_iw_samples, self._seed, bar.update, kept
-            )
-        bounds = self._likelihoods.negative_elbo, self._likelihoods.iw_bound
-        wrong = int(np.sum(~np.isfinite(bounds).all(axis=0)))
-        if wrong:
-            raise ValueError(
-                f"The bounds of {wrong} of {len(self._images)} images are not finite: the weights "
-                "of this checkpoint are of no use."
+                batches, num_iw_samples, self._seed, bar.update, self._kept
             )
         return self._likelihoods
+
+    def forget(self) -> None:
+        """Removes the bounds that were kept for another evaluation, once they are elsewhere."""
+        self._kept.remove()
 
     def measure_hierarchy(self, num_images: int) -> None:
         """Measures on the first `num_images` images how the model uses its latent groups."""

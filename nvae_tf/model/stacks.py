@@ -7,7 +7,6 @@ smaller, and steps shorter.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -26,15 +25,6 @@ StackFunction: TypeAlias = Callable[[Sequence[keras.Variable]], tf.Tensor]
 def read_values(variables: Iterable[keras.Variable]) -> dict[str, tf.Tensor]:
     """Reads the values of variables by path."""
     return {variable.path: tf.convert_to_tensor(variable) for variable in variables}
-
-
-def fingerprint(variables: Iterable[keras.Variable]) -> str:
-    """Returns a hash of the variables' paths and values, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    for variable in variables:
-        digest.update(variable.path.encode())
-        digest.update(np.ascontiguousarray(variable.numpy()).data)
-    return digest.hexdigest()
 
 
 def stack_variables(variables: Sequence[keras.Variable]) -> tf.Tensor:

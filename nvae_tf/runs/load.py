@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import DataConfig, ExperimentConfig
 from nvae_tf.data.storage import cache_directory
 from nvae_tf.files import read_json
 from nvae_tf.model.nvae import NVAE
@@ -37,8 +37,8 @@ class TrainedModel:
       images: What its images were, by split, as from `nvae_tf.data.describe`; empty if not known.
       evaluation: The newest evaluation of exactly these weights; empty if there is none.
       evaluation_path: Where its evaluations go; None: nowhere, unless the user says so.
-      kept: The directory of what can be computed again, below which each kind has its own.
-      load: Returns the model, in Keras's current precision.
+      workdir: Path of the run's workdir; None for a preset.
+      read: Returns the model in a precision, the name of a Keras dtype policy.
     """
 
     name: str
@@ -49,8 +49,8 @@ class TrainedModel:
     images: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     evaluation_path: str | None
-    kept: str
-    load: Callable[[], NVAE]
+    workdir: str | None
+    read: Callable[[str], NVAE]
 
     @classmethod
     def of_run(cls, workdir: Workdir, checkpoint: str = "latest") -> TrainedModel:
@@ -85,7 +85,7 @@ class TrainedModel:
             _evaluation(evaluations, step),
             evaluations[0],
             workdir.path,
-            lambda: _load_checkpoint(config, prefix),
+            lambda precision: _load_checkpoint(config, prefix, precision),
         )
 
     @classmethod
@@ -105,8 +105,8 @@ class TrainedModel:
             {},
             found.metadata.get("evaluation", {}),
             None,
-            cache_directory(found.config.data),
-            lambda: NVAE.from_preset(preset),
+            None,
+            lambda precision: NVAE.from_preset(preset, dtype=precision),
         )
 
     @classmethod
@@ -116,15 +116,27 @@ class TrainedModel:
         is_run = workdir.has_config and os.path.isdir(workdir.checkpoints)
         return cls.of_run(workdir) if is_run else cls.of_preset(path_or_preset)
 
-    @property
-    def batch_norm(self) -> str:
-        """The directory that keeps readjusted batch-norm statistics."""
-        return os.path.join(self.kept, "batch_norm")
+    def load(self, precision: str = "float32") -> NVAE:
+        """Reads the model, whatever Keras's global precision is.
 
-    @property
-    def likelihood(self) -> str:
-        """The directory that keeps the bounds of an evaluation that has not ended."""
-        return os.path.join(self.kept, "likelihood")
+        Args:
+          precision: The name of a Keras dtype policy.
+
+        Raises:
+          ValueError: The files are damaged, or do not fit this version.
+        """
+        return self.read(precision)
+
+    def kept(self, kind: str, data: DataConfig) -> str:
+        """Returns the directory for results of a kind that can be computed again.
+
+        It is in a run's workdir, and for a preset in the data's cache directory.
+
+        Args:
+          kind: Such as `"batch_norm"`.
+          data: The data set that says where caches are.
+        """
+        return os.path.join(self.workdir or cache_directory(data), kind)
 
     def check_same_model(self, config: ExperimentConfig) -> None:
         """Raises a ValueError if a configuration is that of another model, which names the fields.
@@ -171,9 +183,9 @@ def load_model(workdir: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     return TrainedModel.of_run(Workdir(workdir), checkpoint).load()
 
 
-def _load_checkpoint(config: ExperimentConfig, prefix: str) -> NVAE:
+def _load_checkpoint(config: ExperimentConfig, prefix: str, precision: str) -> NVAE:
     reader = CheckpointReader(prefix)
-    model = NVAE(config.model)
+    model = NVAE(config.model, dtype=precision)
     reader.check_layout(model.variables)
     weights = AVERAGE if reader.has_part(AVERAGE) else MODEL
     names = {f"{MODEL}/{v.path}" for v in model.variables}

@@ -9,7 +9,6 @@ mean and variance of all values of all passes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 
@@ -19,10 +18,10 @@ from numpy.typing import ArrayLike
 
 from nvae_tf.devices import on_devices
 from nvae_tf.files import make_cache, read_arrays, write_arrays
+from nvae_tf.fingerprints import result_path
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.model.stacks import fingerprint
 from nvae_tf.sampling.sampler import group_temperatures
 
 PASSES = 500
@@ -170,8 +169,8 @@ def stored_statistics(
 ) -> dict[str, np.ndarray]:
     """`generative_statistics`, computed once and kept in a directory.
 
-    The file's name is a hash of the weights, the temperatures, the passes and the seed, so that
-    nothing old is ever taken for something else, such as a step that was trained a second time.
+    The file's name is a hash of all that the result depends on, so that nothing old is ever taken
+    for something else, such as a step that was trained a second time.
 
     Args:
       directory: The directory of the files, created if need be.
@@ -188,11 +187,9 @@ def stored_statistics(
       OSError: The directory cannot be written.
     """
     temperatures = group_temperatures(model.config, temperature)
-    digest = hashlib.sha256(f"{passes} {samples_per_pass} {seed}".encode())
-    digest.update(temperatures.tobytes())
-    digest.update(fingerprint(model.trainable_variables).encode())
+    facts = (model.config, temperatures.tolist(), passes, samples_per_pass, seed)
+    path = result_path(directory, model.trainable_variables, *facts)
     make_cache(directory)
-    path = os.path.join(directory, f"{digest.hexdigest()[:32]}.npz")
     known = read_arrays(path)
     if known is not None:
         return known

@@ -65,7 +65,7 @@ def test_draws_are_the_same_in_any_company(monkeypatch, draws):
 
 @hypothesis.given(st.integers(1, 300), st.integers(1, 5000))
 def test_passes_are_as_few_as_rows_allow_and_nearly_full(batch, draws):
-    together = MODULE._draws_together(batch, draws)
+    together = MODULE._draws_per_pass(batch, draws)
     passes = -(-draws // together)
     assert together == 1 or together * batch <= MODULE._ROWS
     assert passes == -(-draws // max(MODULE._ROWS // batch, 1))
@@ -102,31 +102,18 @@ def test_nothing_to_evaluate():
         evaluator.evaluate([], num_iw_samples=0)
 
 
-def test_a_stopped_evaluation_goes_on_after_the_rows_that_were_kept(tmp_path):
+def test_rows_of_earlier_images_are_part_of_the_result():
     model = NVAE(tiny_model_config())
     images = random_images(model.config, 7)
-    batches = [images[:2], images[2:4], images[4:6], images[6:]]
     evaluator = LikelihoodEvaluator(model)
-    whole = evaluator.per_image(batches, 3, seed=1)
-
-    def stop(size):
-        seen.append(size)
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-
+    whole = evaluator.per_image([images[:2], images[2:4], images[4:6], images[6:]], 3, seed=1)
+    kept = KeptRows()
+    kept.add((whole.reconstruction[:4], whole.kl_per_group[:4], whole.iw_bound[:4]))
     seen = []
-    with pytest.raises(KeyboardInterrupt):
-        evaluator.per_image(batches, 3, 1, stop, KeptRows(tmp_path / "rows.npz", seconds=0))
-    kept = KeptRows(tmp_path / "rows.npz", seconds=0)
-    assert kept.count == 4
-    further = []
-    resumed = evaluator.per_image(batches, 3, 1, further.append, kept)
-    assert further == [2, 1]
-    complete = KeptRows(tmp_path / "rows.npz")
-    at_once = evaluator.per_image(batches, 3, 1, lambda size: pytest.fail("computed"), complete)
-    for result in (resumed, at_once):
-        np.testing.assert_array_equal(result.iw_bound, whole.iw_bound)
-        np.testing.assert_array_equal(result.reconstruction, whole.reconstruction)
-        np.testing.assert_array_equal(result.kl_per_group, whole.kl_per_group)
-    with pytest.raises(ValueError, match="end within a batch"):
-        evaluator.per_image([images[:4], images], 3, 1, None, kept)
+    resumed = evaluator.per_image([images[4:6], images[6:]], 3, 1, seen.append, kept)
+    assert seen == [2, 1]
+    np.testing.assert_array_equal(resumed.iw_bound, whole.iw_bound)
+    np.testing.assert_array_equal(resumed.reconstruction, whole.reconstruction)
+    np.testing.assert_array_equal(resumed.kl_per_group, whole.kl_per_group)
+    complete = evaluator.per_image([], 3, 1, kept=kept)  # which stopped after the last image
+    np.testing.assert_array_equal(complete.iw_bound, whole.iw_bound)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.data import load_images
+from nvae_tf.evaluation.kept_rows import KeptRows
 from nvae_tf.evaluation.suite import Evaluation
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
@@ -187,10 +188,19 @@ def test_evaluate_goes_on_where_another_stopped(finished, tmp_path):
     trained = TrainedModel.of_run(workdir)
     images = load_images(trained.config.data, trained.config.model, "test")[:20]
     evaluation = Evaluation(trained.config, trained.load(), "test", images, batch_size=8, seed=0)
-    kept = evaluation.kept_bounds(trained.likelihood, num_iw_samples=2)
-    kept.add((np.zeros(8), np.zeros((8, 3)), np.zeros(8)))  # which no image has
+    directory = trained.kept("likelihood", trained.config.data)
+    add = KeptRows.add
+
+    def stop(self, arrays):
+        add(self, tuple(np.zeros_like(array) for array in arrays))  # which no image has
+        self.write()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeptRows, "add", stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.measure_likelihood(2, directory)
     path, table = tmp_path / "result.json", tmp_path / "images.csv"
-    kept.write()
     out = run(
         "trainers.evaluate",
         f"--workdir={workdir.path}",
@@ -204,7 +214,7 @@ def test_evaluate_goes_on_where_another_stopped(finished, tmp_path):
     assert json.loads(out)["num_images"] == 20
     bounds = np.loadtxt(table, delimiter=",", skiprows=1)[:, 2]
     assert np.all(bounds[:8] == 0) and np.all(bounds[8:] > 1)
-    assert os.listdir(trained.likelihood) == []
+    assert os.listdir(directory) == []
 
 
 @pytest.mark.parametrize(

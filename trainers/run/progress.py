@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import time
 
@@ -18,6 +17,7 @@ from nvae_tf.evaluation import (
     LikelihoodResult,
     collapsed_groups,
 )
+from nvae_tf.evaluation.kept_rows import NotFiniteError
 from nvae_tf.files import to_json, write_atomically
 from nvae_tf.model.inference import InferenceModel
 from nvae_tf.model.nvae import NVAE
@@ -162,12 +162,13 @@ class Progress:
         try:
             # What fits into a device's memory in training does so here.
             batches = evaluation_batches(images, config, self._trainer.replica_batch)
-            found = evaluator.per_image(batches)
-            result = found.summary(config)
-            if not math.isfinite(result.negative_elbo):
+            try:
+                found = evaluator.per_image(batches)
+            except NotFiniteError as error:
                 raise DivergedError(
                     f"The -ELBO of held-out images was not finite after step {step}"
-                )
+                ) from error
+            result = found.summary(config)
             self._summaries.log_validation(step, result)
             self._summaries.log_images(step)
         finally:

@@ -19,7 +19,7 @@ from export.saved_model import write_saved_model
 from nvae_tf import presets
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.files import new_directory
+from nvae_tf.files import check_new_directory, new_directory
 from nvae_tf.runs.checkpoint_files import checkpoint_step
 from nvae_tf.runs.load import TrainedModel, save_weights
 from nvae_tf.runs.workdir import Workdir
@@ -67,13 +67,15 @@ def run_fn(fn_args: FnArgs) -> None:
     weights, from which a later training can start.
 
     Raises:
-      ValueError: if the configuration is not allowed or the base model does not fit (raised before
-        anything is written), or the images do not fit (raised before the training).
+      ValueError: if the configuration is not allowed, the base model does not fit or
+        `serving_model_dir` is not empty (raised before anything is written), or the images do not
+        fit (raised before the training).
       FileNotFoundError: if `base_model` was not trained by this function.
       RuntimeError: if a signal stopped the training. Nothing is exported then.
     """
     run_dir = local_directory("model_run_dir", fn_args.model_run_dir)
     serving_dir = local_directory("serving_model_dir", fn_args.serving_model_dir)
+    check_new_directory(serving_dir)
     for name in ("train_files", "eval_files"):
         if not getattr(fn_args, name):
             raise ValueError(

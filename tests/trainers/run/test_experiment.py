@@ -6,6 +6,7 @@ import shutil
 import signal
 import types
 
+import keras
 import numpy as np
 import pytest
 
@@ -113,6 +114,25 @@ def test_a_signal_ends_the_last_evaluation_and_the_same_command_makes_it(
     printed = capsys.readouterr().out
     assert "Finished: -ELBO" in printed
     assert "traced in" not in printed  # for no step is left
+
+
+def test_a_model_is_loaded_in_float32_whatever_keras_is_set_to(finished):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = nvae_tf.load_model(finished.path)
+        half = TrainedModel.of_run(finished).load("mixed_bfloat16")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.compute_dtype == "float32"
+    assert half.compute_dtype == "bfloat16"
+
+
+def test_results_are_kept_in_the_workdir_or_the_cache_of_the_data(finished, tmp_path):
+    trained = TrainedModel.of_run(finished)
+    data = trained.config.override({"data.cache_dir": str(tmp_path)}).data
+    assert trained.kept("likelihood", data) == f"{finished.path}/likelihood"
+    preset = TrainedModel.of_preset("mnist_small")
+    assert preset.kept("likelihood", data) == str(tmp_path / "likelihood")
 
 
 def weights(workdir):

@@ -211,6 +211,7 @@ REFUSED = {
     "remote directory": ({"model_run_dir": "gs://bucket/run"}, "must be a local directory"),
     "not our base model": ({"base_model": "/nowhere/Format-Serving"}, "'/nowhere/Run' is"),
     "no files": ({"eval_files": []}, "eval_files is empty"),
+    "a model is there": ({"serving_model_dir": "/usr"}, "'/usr' exists already and is not an"),
 }
 
 
