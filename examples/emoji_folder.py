@@ -12,7 +12,8 @@ from absl import app, flags
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
-from nvae_tf.files import new_directory
+from nvae_tf.command_line import usage_errors
+from nvae_tf.files import check_new_directory, new_directory
 
 _FONT = flags.DEFINE_string("font", None, "NotoColorEmoji.ttf.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Directory that will be made.", required=True)
@@ -38,8 +39,9 @@ def render(font: ImageFont.FreeTypeFont, character: str, size: int) -> Image.Ima
 
 
 def main(argv: list[str]) -> None:
-    del argv
-    font = ImageFont.truetype(_FONT.value, _BITMAP_SIZE)
+    with usage_errors(argv):
+        check_new_directory(_OUTPUT.value)
+        font = ImageFont.truetype(_FONT.value, _BITMAP_SIZE)
     codes = [code for code in sorted(TTFont(_FONT.value).getBestCmap()) if code >= _FIRST_EMOJI]
     count = 0
     with new_directory(_OUTPUT.value) as directory:

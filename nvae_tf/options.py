@@ -14,7 +14,7 @@ class Option:
 
     Attributes:
       meaning: A phrase for `--help`.
-      low: The smallest value; of each number, if the value is several.
+      low: The smallest value; of each number, if the value is several. It comes with `high`.
       high: The largest value, likewise.
       open_low: Whether `low` itself is not allowed.
       open_high: Whether `high` itself is not allowed.
@@ -32,10 +32,8 @@ class Option:
         """Returns a phrase for the values that are allowed; empty if all of the type are."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        if self.low is None:
+        if self.low is None or self.high is None:
             return ""
-        if self.high is None:
-            return f"at least {self.low:g}"
         if not (self.open_low or self.open_high):
             return f"{self.low:,} to {self.high:,}"
         return f"in {'(['[not self.open_low]}{self.low:g}, {self.high:g}{')]'[not self.open_high]}"
@@ -46,10 +44,9 @@ class Option:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float):
                 require(math.isfinite(number), f"{name} must be finite, received {number}.")
-            if isinstance(number, (int, float)) and self.low is not None:
+            if isinstance(number, int | float) and self.low is not None and self.high is not None:
                 good &= number > self.low if self.open_low else number >= self.low
-                if self.high is not None:
-                    good &= number < self.high if self.open_high else number <= self.high
+                good &= number < self.high if self.open_high else number <= self.high
         require(good, f"{name} must be {self.values()}; received {value!r}.")
 
 

@@ -7,7 +7,6 @@ scored, and the result says how well each score tells the one from the other.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 
@@ -29,7 +28,7 @@ from nvae_tf.data import load_images
 from nvae_tf.evaluation.detection import check_installed
 from nvae_tf.evaluation.novelty import NoveltyEvaluator
 from nvae_tf.evaluation.novelty_suite import NoveltyStudy, ScoredSet, Selection
-from nvae_tf.files import check_output, write_atomically
+from nvae_tf.files import check_output, to_json, write_atomically
 
 _find_model = define_model_flags()
 _NUM_IMAGES = flags.DEFINE_integer(
@@ -102,14 +101,12 @@ def main(argv: list[str]) -> None:
         study = NoveltyStudy(
             *(ScoredSet.score(name, chosen, *options) for name, chosen in selections.items())
         )
-        text = json.dumps(
-            {"model": trained.origin, "step": trained.step, "seed": _SEED.value, **study.result()},
-            indent=2,
-        )
+        facts = {"model": trained.origin, "step": trained.step, "seed": _SEED.value}
+        text = to_json({**facts, **study.result()})
         write_atomically(output + ".csv", study.to_csv())
         write_atomically(output + ".html", study.page(f"Novelty by {trained.origin}"))
-        write_atomically(output + ".json", text + "\n")
-    print(text)
+        write_atomically(output + ".json", text)
+    print(text, end="")
 
 
 def run() -> None:

@@ -60,9 +60,7 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
         return decode_picture(content, model.image_shape[-1])
 
     files = tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths])
-    source = decoded_source(files, read, os.fsdecode, data, model)
-    source.count, source.identity = len(paths), files_identity(paths)
-    return source
+    return decoded_source(files, read, os.fsdecode, len(paths), files_identity(paths), data, model)
 
 
 def _pictures_below(directory: str) -> list[str]:

@@ -45,23 +45,25 @@ def decoded_source(
     elements: tf.data.Dataset,
     read: Callable[..., np.ndarray],
     name: Callable[..., str],
+    count: int,
+    identity: str,
     data: DataConfig,
     model: ModelConfig,
 ) -> Source:
     """Returns a source whose images a Python function reads, one from each element.
-
-    The caller sets the `count` and `identity` of the source.
 
     Args:
       elements: A dataset of tensors or tuples of tensors.
       read: Maps an element's values to an image (h, w, C) uint8. It raises an `UnreadableError`
         for a damaged image, and another `ValueError` for one that does not fit the model.
       name: Maps the same values to a name by which the user knows the image.
+      count: The number of elements.
+      identity: A string that changes when the images change.
       data: Gives, together with `model`, the sizes that are accepted.
       model: The model for which the images are read.
     """
     channels = model.image_shape[-1]
-    source = Source(elements, 0, "")
+    source = Source(elements, count, identity)
 
     def attempt(*values: Any) -> np.ndarray:
         try:

@@ -88,15 +88,15 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
     images = dataset.map(lambda example: _8_bits(example[data.feature]))
     if None not in feature.shape:
         return Source(images, count, identity)
-    source = decoded_source(
+    return decoded_source(
         images.enumerate(),
         read=lambda _, image: image,
         name=lambda number, _: f"{data.name}, image {number} of {split}",
+        count=count,
+        identity=identity,
         data=data,
         model=model,
     )
-    source.count, source.identity = count, identity
-    return source
 
 
 class _ForeignFeature(Exception):

@@ -49,9 +49,7 @@ def open_tfrecord(data: DataConfig, model: ModelConfig, split: str) -> Source:
 
     names = [os.fsencode(file) for file in files]
     elements = tf.data.Dataset.from_tensor_slices(names).flat_map(records)
-    source = decoded_source(elements, read, name, data, model)
-    source.count, source.identity = count, files_identity(files)
-    return source
+    return decoded_source(elements, read, name, count, files_identity(files), data, model)
 
 
 def _files(data: DataConfig, split: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -113,10 +114,9 @@ class InferenceModel:
         Constants would not fit into the graph of a large model.
         """
         variables = [tf.Variable(w, trainable=False, name="weights") for w in self._ready()]
-        copy = InferenceModel.__new__(InferenceModel)
-        copy.__dict__.update(self.__dict__)
-        copy._weights = variables
-        return copy
+        twin = copy.copy(self)
+        twin._weights = variables
+        return twin
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -127,12 +127,12 @@ class InferenceModel:
     @contextlib.contextmanager
     def _using(self, weights: list[Any]) -> Iterator[None]:
         outer = current_call()
-        if outer and outer.layer is self.model and outer.folded:
+        if outer and outer.owner is self:
             yield  # one answer is part of another
             return
         assert self._packing
         folded, others = self._packing.split([tf.convert_to_tensor(stack) for stack in weights])
-        with functional_call(self.model, others, folded=folded):
+        with functional_call(self.model, others, folded=folded, owner=self):
             yield
 
     def function(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

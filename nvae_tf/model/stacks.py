@@ -37,7 +37,7 @@ def stack_values(values: Values) -> StackFunction:
     return lambda variables: tf.stack([values[variable.path] for variable in variables])
 
 
-def _by_shape(items: Iterable[tuple[_Item, Iterable[int]]]) -> list[list[_Item]]:
+def by_shape(items: Iterable[tuple[_Item, Iterable[int]]]) -> list[list[_Item]]:
     """Groups items, which come with a shape, by it; groups and members keep their order."""
     groups: dict[tuple[int, ...], list[_Item]] = {}
     for item, shape in items:
@@ -76,7 +76,7 @@ class StackLayout:
     ):
         groups = [list(group) for group in together]
         grouped = {variable.path for group in groups for variable in group}
-        groups += _by_shape((v, v.shape) for v in variables if v.path not in grouped)
+        groups += by_shape((v, v.shape) for v in variables if v.path not in grouped)
         self.groups = [tuple(variable.path for variable in group) for group in groups]
         self.shapes = [(len(group), *group[0].shape) for group in groups]
 
@@ -104,7 +104,7 @@ class Packing:
     def __init__(self, structure: Any):
         self._structure = tf.nest.map_structure(lambda _: None, structure)
         tensors = tf.nest.flatten(structure)
-        self._groups = _by_shape((number, tensor.shape) for number, tensor in enumerate(tensors))
+        self._groups = by_shape((number, tensor.shape) for number, tensor in enumerate(tensors))
 
     def join(self, structure: Any) -> list[tf.Tensor]:
         """Copies the tensors into one (n, ...) for each shape."""

@@ -12,7 +12,7 @@ import tensorflow as tf
 from nvae_tf.model.compilation import graph_function
 from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.model.stacks import StackFunction, stack_variables
+from nvae_tf.model.stacks import StackFunction, by_shape, stack_variables
 
 ITERATIONS = 4  # of the power iteration, in every step
 FIRST_ITERATIONS = 40  # in the first step, whose vectors are random
@@ -35,7 +35,8 @@ class Regularizer:
 
     def __init__(self, model: NVAE):
         self.kernels = KernelBank(model.convolutions())
-        self._scales = _by_width([bn.gamma for bn in model.batch_normalizations()])
+        scales = [layer.gamma for layer in model.batch_normalizations()]
+        self._scales = by_shape((v, v.shape) for v in scales)
 
     def variable_groups(self) -> list[list[keras.Variable]]:
         """Returns the groups of variables that kernels and `batch_norm` need stacked."""
@@ -92,13 +93,6 @@ class Regularizer:
             [tf.reduce_sum(tf.reduce_max(tf.abs(stack(group)), axis=1)) for group in self._scales]
             or [tf.constant(0.0)]
         )
-
-
-def _by_width(variables: Sequence[keras.Variable]) -> list[list[keras.Variable]]:
-    groups: dict[int, list] = {}
-    for variable in variables:
-        groups.setdefault(int(variable.shape[0]), []).append(variable)
-    return list(groups.values())
 
 
 # The signature makes it one function for stacks of all shapes.

@@ -87,3 +87,15 @@ def test_a_structure_has_the_values_that_it_is_given(model):
     inference = InferenceModel(structure, values_of(model))
     assert_same(inference.infer(images, noise), model.infer(images, noise))
     assert not [v for v in structure.variables if v._value is not None]  # no memory of their own
+
+
+def test_a_model_inside_of_another_answers_with_its_own_weights(model):
+    first = InferenceModel(model, values_of(model))
+    second = InferenceModel(model, values_of(model, factor=0.5))
+    noise = model.draw_noise(2, (0, 1))
+    own = second.generate(2, 0.7, noise)
+    assert np.any(np.abs(own - first.generate(2, 0.7, noise)) > 1e-3)
+    with first.scope():
+        assert_same(second.generate(2, 0.7, noise), own)
+    traced = first.function(lambda: (first.generate(2, 0.7, noise), second.generate(2, 0.7, noise)))
+    assert_same(traced(), (first.generate(2, 0.7, noise), own))

@@ -31,7 +31,7 @@ class Call:
     """One call of a model: the things that its layers find and leave during it.
 
     Attributes:
-      layer: The model, or the part of it that is called.
+      owner: Who made the call, to tell it from those of others; None if nobody asks.
       has_values: Whether the values of the variables come from the caller.
       kernels: Effective kernels by the path of the kernel's variable; what is not there is
         computed by its layer.
@@ -48,7 +48,7 @@ class Call:
       counts: The number of values per channel behind each of `statistics`, where it is known.
     """
 
-    layer: keras.layers.Layer
+    owner: object | None
     has_values: bool
     kernels: Mapping[str, tf.Tensor]
     folded: FoldedLayers | None
@@ -85,6 +85,7 @@ def functional_call(
     jit_compile: str = "none",
     frozen: bool = False,
     known: Mapping[str, tf.Tensor] | None = None,
+    owner: object | None = None,
 ) -> Iterator[Call]:
     """Makes a layer compute with given values inside of the scope, without changing it.
 
@@ -103,13 +104,14 @@ def functional_call(
       frozen: Whether batch normalisation uses its moving averages in training as well, and leaves
         no statistics.
       known: Batch statistics that an earlier pass has left.
+      owner: Whoever wants to know the call again, as one of its own.
 
     Yields:
       The call, which has the batch's statistics after a call in training mode.
     """
     replicas = replicas or replicas_of_context()
     call = Call(
-        layer=layer,
+        owner=owner,
         has_values=values is not None,
         kernels=kernels or {},
         folded=folded,
