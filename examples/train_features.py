@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import gzip
 import pathlib
 
 import keras
@@ -24,6 +23,7 @@ from absl import app, flags
 from nvae_tf.command_line import usage_errors
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data import load_images
+from nvae_tf.data.idx import load_idx_labels
 from nvae_tf.files import new_directory
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the images.", required=True)
@@ -33,21 +33,6 @@ _SIDE = flags.DEFINE_integer("side", 28, "Height and width of the images.", lowe
 
 _FEATURES = 128
 _SPLITS = ("train", "test")
-_IDX_NAMES = {"train": "train", "test": "t10k"}
-
-
-def idx_labels(split: str) -> np.ndarray:
-    """Reads the labels of a split, in the order of its images, from idx files.
-
-    Raises:
-      ValueError: There are none.
-    """
-    path = pathlib.Path(_DATA_DIR.value, f"{_IDX_NAMES[split]}-labels-idx1-ubyte")
-    packed = path.with_name(f"{path.name}.gz")
-    if not (path.exists() or packed.exists()):
-        raise ValueError(f"There is neither {path} nor {packed}.")
-    content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    return np.frombuffer(content, np.uint8, offset=8)
 
 
 def csv_labels(split: str) -> np.ndarray:
@@ -77,7 +62,9 @@ def read() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     shape = (_SIDE.value, _SIDE.value, 3 if in_folder else 1)
     model = ModelConfig(image_shape=shape, num_preprocess_blocks=0, num_postprocess_blocks=0)
     images = {split: load_images(data, model, split) for split in _SPLITS}
-    labels = {split: (csv_labels if in_folder else idx_labels)(split) for split in _SPLITS}
+    labels = {
+        split: csv_labels(split) if in_folder else load_idx_labels(data, split) for split in _SPLITS
+    }
     for split in _SPLITS:
         if len(labels[split]) != len(images[split]):
             raise ValueError(

@@ -49,7 +49,7 @@ def test_labels_must_be_there_and_fit(data, tmp_path):
     path = data / "t10k-labels-idx1-ubyte.gz"
     for content, message in (
         (gzip.compress(idx(np.zeros(3, np.uint8))), "has 3 labels for 40 images"),
-        (None, "There is neither"),
+        (None, "must hold one file test-labels-idx1-ubyte (or .gz)"),
     ):
         path.unlink()
         if content:
