@@ -137,9 +137,9 @@ def _mnist_small_1h() -> ExperimentConfig:
     return _mnist_small().override(
         _QUICK_MNIST
         | {
-            "train.steps": 22_000,
+            "train.steps": 23_000,
             "train.kl_anneal_portion": 0.2,
-            "train.frozen_batch_norm_portion": 0.25,
+            "train.frozen_batch_norm_portion": 0.4,
         }
     )
 
