@@ -58,11 +58,7 @@ for preset in "$@"; do
         nvae-train --preset=emoji64 --init_from="$run" --workdir="$run-further" \
             --config.data.data_dir="$images" --config.train.steps=2900 \
             --config.train.kl_anneal_portion=0.001 --config.optimizer.learning_rate=4e-3
-        nvae-train --preset=emoji64 --init_from="$run-further" --workdir="$run-frozen" \
-            --config.data.data_dir="$images" --config.train.frozen_batch_norm_portion=1 \
-            --config.train.steps=4000 --config.train.kl_anneal_portion=0.001 \
-            --config.optimizer.learning_rate=3e-3
-        run=$run-frozen
+        run=$run-further
     fi
     [ -d "$directory/models/$preset" ] ||
         nvae-save-preset --workdir="$run" --output="$directory/models/$preset" --mantissa_bits=12

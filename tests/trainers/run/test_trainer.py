@@ -318,7 +318,9 @@ def test_batch_norm_is_frozen_from_the_first_step_only_on_request():
     ]:
         config = small_experiment_config(steps=steps)
         config = config.override({"train.frozen_batch_norm_portion": portion})
-        assert Schedule(config, 100).frozen_from == expected
+        schedule = Schedule(config, 100)
+        assert schedule.frozen_from == expected
+        assert not schedule.freezes(steps)  # a step that never comes
 
 
 def test_frozen_batch_norm_takes_no_more_memory():
