@@ -13,7 +13,7 @@ from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
 from nvae_tf.command_line import usage_errors
-from nvae_tf.files import check_new_directory, new_directory
+from nvae_tf.files import new_directory
 
 _FONT = flags.DEFINE_string("font", None, "NotoColorEmoji.ttf.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Directory that will be made.", required=True)
@@ -39,12 +39,10 @@ def render(font: ImageFont.FreeTypeFont, character: str, size: int) -> Image.Ima
 
 
 def main(argv: list[str]) -> None:
-    with usage_errors(argv):
-        check_new_directory(_OUTPUT.value)
-        font = ImageFont.truetype(_FONT.value, _BITMAP_SIZE)
-    codes = [code for code in sorted(TTFont(_FONT.value).getBestCmap()) if code >= _FIRST_EMOJI]
     count = 0
-    with new_directory(_OUTPUT.value) as directory:
+    with usage_errors(argv), new_directory(_OUTPUT.value) as directory:
+        font = ImageFont.truetype(_FONT.value, _BITMAP_SIZE)
+        codes = [code for code in sorted(TTFont(_FONT.value).getBestCmap()) if code >= _FIRST_EMOJI]
         for code in codes:
             picture = render(font, chr(code), _SIZE.value)
             if picture is not None:

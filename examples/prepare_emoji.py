@@ -26,7 +26,7 @@ from absl import app, flags
 from PIL import Image
 
 from nvae_tf.command_line import usage_errors
-from nvae_tf.files import check_new_directory, new_directory
+from nvae_tf.files import new_directory
 
 _PACKAGES = flags.DEFINE_string("packages", ".", "Directory of the packages, as npm packs them.")
 _OUTPUT = flags.DEFINE_string("output", "emoji", "Directory to create, with train and test.")
@@ -126,14 +126,12 @@ def pictures(path: pathlib.Path, artist: str) -> Iterator[tuple[list[str], bytes
 
 
 def main(argv: list[str]) -> None:
-    with usage_errors(argv):
-        directory = pathlib.Path(_PACKAGES.value)
-        packages = {artist: package_of(directory, artist) for artist in _SETS}
-        check_new_directory(_OUTPUT.value)
-    known = categories(packages["noto"])
     counts: Counter = Counter()
     labels = []
-    with new_directory(_OUTPUT.value) as output:
+    with usage_errors(argv), new_directory(_OUTPUT.value) as output:
+        directory = pathlib.Path(_PACKAGES.value)
+        packages = {artist: package_of(directory, artist) for artist in _SETS}
+        known = categories(packages["noto"])
         for split in ("train", "test"):
             pathlib.Path(output, split).mkdir()
         for artist, package in packages.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import struct
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -84,6 +85,12 @@ def small_experiment_config(**train_changes) -> ExperimentConfig:
     return tiny_experiment_config(**train_changes).override(
         {"model.num_latent_scales": 1, "model.arch_instance": "res_bnswish"}
     )
+
+
+def idx_file(values: np.ndarray) -> bytes:
+    """The content of an idx file of unsigned bytes."""
+    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    return header + values.tobytes()
 
 
 def random_images(config: ModelConfig, count: int = 3, seed: int = 0) -> tf.Tensor:

@@ -32,6 +32,8 @@ def model_card(trained: TrainedModel) -> str:
       ValueError: The evaluation is not one of this package.
     """
     config, step = trained.config, trained.step
+    portion = config.train.frozen_batch_norm_portion
+    frozen = f" batch normalisation frozen in the last {portion:.0%} of them," if portion else ""
     height, width, channels = config.model.content_shape
     data = config.data
     fields = {
@@ -54,7 +56,7 @@ def model_card(trained: TrainedModel) -> str:
         "learning_rate": config.optimizer.learning_rate,
         "learning_rate_min": config.optimizer.learning_rate_min,
         "anneal": f"{config.train.kl_anneal_portion:.0%}",
-        "frozen": f"{config.train.frozen_batch_norm_portion:.0%}",
+        "frozen": frozen,
         "regularization": config.train.weight_decay_norm,
         "precision": config.train.precision,
         "seed": config.train.seed,

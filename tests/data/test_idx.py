@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 from nvae_tf import DataConfig, ModelConfig
 from nvae_tf.data import load_images
 from nvae_tf.data.idx import read_idx_images
+from tests.conftest import idx_file
 
 IMAGES = np.random.default_rng(0).integers(256, size=(5, 4, 6, 1), dtype=np.uint8)
 MODEL = ModelConfig(image_shape=(4, 6, 1))
-
-
-def idx(values):
-    header = struct.pack(">BBBB", 0, 0, 8, values.ndim) + struct.pack(
-        f">{values.ndim}I", *values.shape
-    )
-    return header + values.tobytes()
 
 
 def data(root, **options):
@@ -31,8 +25,8 @@ def data(root, **options):
     "name", ["t10k-images-idx3-ubyte", "test-images.idx3-ubyte", "t10k-images-idx3-ubyte.gz"]
 )
 def test_images_of_both_splits(tmp_path, name):
-    content = idx(IMAGES[3:, ..., 0])
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(IMAGES[:3, ..., 0]))
+    content = idx_file(IMAGES[3:, ..., 0])
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_file(IMAGES[:3, ..., 0]))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"of no use here")
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     np.testing.assert_array_equal(load_images(data(tmp_path), MODEL, "train"), IMAGES[:3])
@@ -41,7 +35,7 @@ def test_images_of_both_splits(tmp_path, name):
 
 def test_colour_and_other_names(tmp_path):
     images = np.random.default_rng(0).integers(256, size=(2, 4, 6, 3), dtype=np.uint8)
-    (tmp_path / "letters-train-images-idx4-ubyte").write_bytes(idx(images))
+    (tmp_path / "letters-train-images-idx4-ubyte").write_bytes(idx_file(images))
     loaded = load_images(data(tmp_path), ModelConfig(image_shape=(4, 6, 3)), "letters-train")
     np.testing.assert_array_equal(loaded, images)
     with pytest.raises(ValueError, match="3 channels, but the model's .* expects 1"):
@@ -56,7 +50,7 @@ def test_files_that_are_missing_or_double(tmp_path):
     with pytest.raises(ValueError, match="'test', which may be called t10k. Present: nothing"):
         load_images(data(tmp_path), MODEL, "test")
     for name in ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"):
-        (tmp_path / name).write_bytes(idx(IMAGES[..., 0]))
+        (tmp_path / name).write_bytes(idx_file(IMAGES[..., 0]))
     with pytest.raises(ValueError, match="one file train-images.*ubyte, train-images-.*gz"):
         load_images(data(tmp_path), MODEL, "train")
 
@@ -69,9 +63,9 @@ def test_files_that_are_missing_or_double(tmp_path):
         (b"\0\0\x08\x01" + struct.pack(">I", 3) + b"abc", "it begins with 00 00 08 01"),
         (b"\0\0\x0d\x03" + 12 * b"\0", "unsigned bytes"),
         (b"\0\0\x08\x03\0\0", "ends after 6 bytes, in its header"),
-        (idx(IMAGES[..., 0])[:-1], "must have 136 bytes, received 135"),
+        (idx_file(IMAGES[..., 0])[:-1], "must have 136 bytes, received 135"),
         (b"\0\0\x08\x04" + 16 * b"\xff", "must have"),
-        (gzip.compress(idx(IMAGES[..., 0]))[:-9], "damaged gzip data"),
+        (gzip.compress(idx_file(IMAGES[..., 0]))[:-9], "damaged gzip data"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, content, message):
@@ -83,7 +77,7 @@ def test_damaged_files_are_named(tmp_path, content, message):
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**64), st.binary(min_size=1, max_size=6), st.booleans())
 def test_mutated_files_are_read_or_refused(position, replacement, zipped):
-    content = bytearray(idx(IMAGES[..., 0]))
+    content = bytearray(idx_file(IMAGES[..., 0]))
     content = bytearray(gzip.compress(bytes(content), mtime=0)) if zipped else content
     start = position % len(content)
     content[start : start + len(replacement)] = replacement

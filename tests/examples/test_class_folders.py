@@ -1,20 +1,15 @@
 """Directories of classes, from images and labels in idx files."""
 
 import gzip
-import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import idx_file
 from tests.trainers.programs import Program, run
 
 LABELS = np.array([1, 0, 1, 1, 0], np.uint8)
-
-
-def idx(values):
-    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-    return header + values.tobytes()
 
 
 @pytest.fixture(params=[(), (3,)], ids=["gray", "colour"])
@@ -23,8 +18,8 @@ def images(request, tmp_path):
     shape = (5, 4, 6, *request.param)
     images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
     axes = len(shape)
-    (tmp_path / f"train-images-idx{axes}-ubyte.gz").write_bytes(gzip.compress(idx(images)))
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(LABELS))
+    (tmp_path / f"train-images-idx{axes}-ubyte.gz").write_bytes(gzip.compress(idx_file(images)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_file(LABELS))
     return images
 
 
@@ -56,7 +51,7 @@ def test_what_is_wrong_leaves_nothing(images, tmp_path):
         ("--names=shirt,bag", LABELS[:, None], "not an idx file of labels"),
     ]
     for names, values, message in cases:
-        labels.write_bytes(idx(values))
+        labels.write_bytes(idx_file(values))
         flags = f"--data_dir={tmp_path}", names, f"--output={output}"
         program = Program("examples.class_folders", *flags)
         _, error = program.communicate()

@@ -1,19 +1,14 @@
 """The classifier whose features measure samples."""
 
 import gzip
-import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from nvae_tf.evaluation.features import SavedModelFeatures
+from tests.conftest import idx_file
 from tests.trainers.programs import Program, run
-
-
-def idx(values):
-    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-    return header + values.tobytes()
 
 
 @pytest.fixture
@@ -24,8 +19,8 @@ def data(tmp_path):
     classes = np.arange(40, dtype=np.uint8) % 2
     images = np.broadcast_to(255 * classes[:, None, None], (40, 8, 8)).astype(np.uint8)
     for split in ("train", "t10k"):
-        (directory / f"{split}-images-idx3-ubyte").write_bytes(idx(images))
-        (directory / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(classes)))
+        (directory / f"{split}-images-idx3-ubyte").write_bytes(idx_file(images))
+        (directory / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_file(classes)))
     return directory
 
 
@@ -48,7 +43,7 @@ def test_its_features_are_those_of_a_saved_model(data, tmp_path):
 def test_labels_must_be_there_and_fit(data, tmp_path):
     path = data / "t10k-labels-idx1-ubyte.gz"
     for content, message in (
-        (gzip.compress(idx(np.zeros(3, np.uint8))), "has 3 labels for 40 images"),
+        (gzip.compress(idx_file(np.zeros(3, np.uint8))), "has 3 labels for 40 images"),
         (None, "must hold one file test-labels-idx1-ubyte (or .gz)"),
     ):
         path.unlink()

@@ -26,6 +26,7 @@ def test_a_card_has_the_numbers_of_the_run(finished, tmp_path):
     assert "8x8 pixels with 1 channel of 1 bit, binary" in card
     assert "| 0 | 1 | 2x2 | 2 |\n| 1 | 0 | 4x4 | 2 |\n| 2 | 0 | 4x4 | 2 |\n" in card
     assert "4 steps with 4 images each" in card
+    assert "frozen in the last" not in card
     assert "3 groups\n  of latent variables in 2 scales and" in card
     with open(finished.evaluation) as file:
         result = json.load(file)
@@ -33,6 +34,14 @@ def test_a_card_has_the_numbers_of_the_run(finished, tmp_path):
     assert f"KL {result['kl']:.2f} nats" in card
     embedded = card.partition("```json\n")[2].partition("\n```")[0]
     assert json.loads(embedded) == json.loads(finished.read_config().to_json())
+
+
+def test_a_card_says_what_share_of_the_steps_froze_batch_norm(finished):
+    config = finished.read_config().override({"train.frozen_batch_norm_portion": 0.25})
+    trained = dataclasses.replace(TrainedModel.of_run(finished), config=config)
+    assert "of the steps, batch normalisation frozen in the last 25% of them," in model_card(
+        trained
+    )
 
 
 def test_an_evaluation_of_another_step_does_not_count(finished, tmp_path):
