@@ -41,6 +41,15 @@ def numbers(stored):
     return stored[:, 0, 0, 0].tolist()
 
 
+def test_no_thread_tunes_batches():
+    config = experiment(2)
+    for batches in (
+        training_batches(numbered_images(4), config),
+        evaluation_batches(numbered_images(4), config.model, 2),
+    ):
+        assert not batches.options().autotune.enabled
+
+
 @settings(max_examples=10, deadline=None)
 @given(count=st.integers(3, 40), batch_size=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
 def test_every_epoch_shows_every_image_once(count, batch_size, seed):

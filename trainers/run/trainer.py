@@ -122,12 +122,15 @@ class Trainer:
         total = self.strategy.run(self._sum, args=(tf.constant(number, tf.int64),))
         return int(self.strategy.experimental_local_results(total)[0])
 
-    def batches(self, images: np.ndarray) -> tf.distribute.DistributedDataset:
+    def batches(self, images: np.ndarray) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         """Returns the images of all steps to come, each replica's share of each part.
 
         Args:
           images: (N, h, w, C) uint8, those to train on; every worker reads the rows of its own
             replicas only.
+
+        Returns:
+          A dataset whose elements are the shares of this process's replicas.
         """
         start = self.state.steps_done
 
@@ -139,6 +142,9 @@ class Trainer:
                 images, self.config, start, Division(parts, replicas, first, local)
             )
 
+        if self.strategy.num_replicas_in_sync == 1 and not tf.config.list_logical_devices("GPU"):
+            # The strategy would add a dataset that is tuned, which `training_batches` avoids.
+            return own(tf.distribute.InputContext())
         return self.strategy.distribute_datasets_from_function(own)
 
     def trace(self, batches: tf.distribute.DistributedDataset) -> float:
