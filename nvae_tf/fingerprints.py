@@ -1,4 +1,4 @@
-"""Hashes that tell weights and source code from others, and names for what depends on both."""
+"""Hashes that tell weights, arrays and sources apart, and names of what depends on them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def variables_fingerprint(variables: Iterable[keras.Variable]) -> str:
     for variable in variables:
         digest.update(variable.path.encode())
         digest.update(np.ascontiguousarray(variable.numpy()).data)
+    return digest.hexdigest()
+
+
+def array_fingerprint(array: np.ndarray) -> str:
+    """Returns a hash of all values of an array, in hexadecimal digits; a mapped file stays one."""
+    digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
+    digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from nvae_tf.config import DataConfig
 from nvae_tf.files import make_cache, new_file
 
+_BLOCK = 2**22  # values of images that are looked at together
 _HASHED = 1024
 _IN_MEMORY = 256e6  # bytes of images that are decoded at every start
 
@@ -53,6 +54,13 @@ def store(
     if not filled:  # an empty file cannot be mapped
         return np.empty((0, *shape), np.uint8)
     return np.memmap(path, np.uint8, mode="r", shape=(filled, *shape))
+
+
+def image_blocks(images: np.ndarray) -> Iterator[slice]:
+    """Yields slices that take images (N, H, W, C) in turn, about four million values at a time."""
+    size = max(1, _BLOCK // math.prod(images.shape[1:]))
+    for first in range(0, len(images), size):
+        yield slice(first, first + size)
 
 
 def describe(images: np.ndarray) -> dict[str, int | str]:

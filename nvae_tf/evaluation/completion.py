@@ -10,9 +10,8 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import quantize
+from nvae_tf.data.storage import image_blocks
 from nvae_tf.evaluation.likelihood import standard_error
-
-_CHUNK = 1000  # images that are counted at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +52,8 @@ class PixelFrequencies:
         self._values = 2 if config.likelihood == "bernoulli" else 2**config.num_x_bits
         counts = np.zeros(positions * self._values)
         offsets = np.arange(positions) * self._values
-        for first in range(0, count, _CHUNK):
-            chunk = np.asarray(images[first : first + _CHUNK]).reshape(-1, positions)
+        for block in image_blocks(images):
+            chunk = np.asarray(images[block]).reshape(-1, positions)
             if config.likelihood == "bernoulli":  # binarised: one with the intensity's probability
                 ones = chunk.sum(axis=0, dtype=np.float64) / 255
                 counts += np.stack([len(chunk) - ones, ones], axis=1).ravel()

@@ -11,13 +11,14 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
+from nvae_tf.data.storage import image_blocks
 from nvae_tf.evaluation.features import FeatureExtractor
 from nvae_tf.evaluation.moments import Moments
 from nvae_tf.files import make_cache, read_arrays, write_arrays
+from nvae_tf.fingerprints import sources_fingerprint
 
 MAX_KEPT_FEATURES = 10_000
 MIN_SAMPLES = 4  # that precision and recall need
-_LAYOUT = 1  # version of the file's layout, which is part of the key in its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,9 @@ def reference_features(
     The moments cover all images. Individual features are kept for at most 10 000 images, which
     are chosen at random with a fixed seed.
 
-    The file is called `features-KEY.npz`, where KEY is a hash of the images' bytes and shape and
-    of the extractor's fingerprint, so outdated files are never read. If the file is damaged, it
-    is computed and written again, and a warning is logged.
+    The file is called `features-KEY.npz`, where KEY is a hash of the images' bytes and shape, of
+    the extractor's fingerprint and of the library's sources, so outdated files are never read. If
+    the file is damaged, it is computed and written again, and a warning is logged.
 
     Args:
       images: (N, h, w, C) uint8.
@@ -69,7 +70,7 @@ def reference_features(
         raise ValueError(f"batch_size must be at least 1, received {batch_size}.")
     make_cache(cache_dir)
     rows = functools.partial(_rows, images, prepare)
-    path = os.path.join(cache_dir, f"features-{_key(images.shape, rows, extractor)}.npz")
+    path = os.path.join(cache_dir, f"features-{_key(images, rows, extractor)}.npz")
     reference = _read(path, len(images), extractor)
     if reference is None:
         reference = _compute(len(images), rows, extractor, batch_size, after_batch)
@@ -80,27 +81,26 @@ def reference_features(
 def _rows(
     images: np.ndarray,
     prepare: Callable[[np.ndarray, int], np.ndarray] | None,
-    start: int,
-    count: int,
+    chosen: slice,
 ) -> np.ndarray:
-    """Returns some images from `start` on; those in a mapped file need not all fit into memory."""
-    chosen = images[start : start + count]
-    return np.ascontiguousarray(prepare(chosen, start) if prepare else chosen)
+    """Returns some of the images; those in a mapped file need not all fit into memory."""
+    some = images[chosen]
+    return np.ascontiguousarray(prepare(some, chosen.start) if prepare else some)
 
 
 def _key(
-    shape: tuple[int, ...], rows: Callable[[int, int], np.ndarray], extractor: FeatureExtractor
+    images: np.ndarray, rows: Callable[[slice], np.ndarray], extractor: FeatureExtractor
 ) -> str:
-    facts = f"{_LAYOUT} {MAX_KEPT_FEATURES} {extractor.fingerprint} {shape} "
+    facts = f"{sources_fingerprint('nvae_tf')} {extractor.fingerprint} {images.shape} "
     digest = hashlib.sha256(facts.encode())
-    for start in range(0, shape[0], 1000):
-        digest.update(rows(start, 1000).data)
+    for block in image_blocks(images):
+        digest.update(rows(block).data)
     return digest.hexdigest()[:32]
 
 
 def _compute(
     count: int,
-    rows: Callable[[int, int], np.ndarray],
+    rows: Callable[[slice], np.ndarray],
     extractor: FeatureExtractor,
     batch_size: int,
     after_batch: Callable[[int], None] | None,
@@ -109,10 +109,10 @@ def _compute(
     order = np.random.default_rng(0).permutation(count)
     chosen = np.zeros(count, bool)
     chosen[order[:MAX_KEPT_FEATURES]] = True
-    moments = Moments(extractor(rows(0, 1)).shape[1])
+    moments = Moments(extractor(rows(slice(0, 1))).shape[1])
     kept = []
     for start in range(0, count, batch_size):
-        features = extractor(rows(start, batch_size))
+        features = extractor(rows(slice(start, start + batch_size)))
         moments.update(features)
         kept.append(features[chosen[start : start + batch_size]])
         if after_batch:

@@ -28,7 +28,7 @@ from nvae_tf.evaluation import (
     sample_quality,
 )
 from nvae_tf.evaluation.kept_rows import KeptRows
-from nvae_tf.fingerprints import result_path
+from nvae_tf.fingerprints import array_fingerprint, result_path
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.sampling.images import sheet, to_uint8
 from nvae_tf.sampling.readjustment import readjusted, stored_statistics
@@ -83,11 +83,6 @@ class Evaluation:
         self._hierarchy: HierarchyResult | None = None
         self._quality: tuple[SampleQualityResult, Protocol] | None = None
 
-    def _batches(self, count: int | None = None) -> tf.data.Dataset:
-        return evaluation_batches(
-            self._images[:count], self._config.model, self._batch_size, self._seed
-        )
-
     def measure_likelihood(self, num_iw_samples: int, directory: str) -> ImageLikelihoods:
         """Computes the -ELBO and the importance-weighted bound of all images.
 
@@ -100,7 +95,8 @@ class Evaluation:
         Raises:
           NotFiniteError: The bounds of a batch are not finite.
         """
-        facts = (self._config.model, describe(self._images), self._seed, num_iw_samples)
+        images = array_fingerprint(self._images)
+        facts = (self._config.model, images, self._seed, num_iw_samples)
         self._kept = KeptRows(result_path(directory, self._model.variables, *facts))
         done = self._kept.count
         if done:
@@ -123,8 +119,11 @@ class Evaluation:
         """Measures on the first `num_images` images how the model uses its latent groups."""
         count = min(num_images, len(self._images))
         with _bar("hierarchy", count) as bar:
+            batches = evaluation_batches(
+                self._images[:count], self._config.model, self._batch_size, self._seed
+            )
             self._hierarchy = HierarchyEvaluator(self._model).evaluate(
-                self._batches(count), self._seed, after_batch=bar.update
+                batches, self._seed, after_batch=bar.update
             )
 
     def measure_sample_quality(
@@ -192,7 +191,8 @@ class Evaluation:
         return html_report(title, sections, images)
 
     def _strips(self) -> tuple[str, np.ndarray]:
-        first = next(iter(self._batches(_SHOWN)))
+        shown, model = self._images[:_SHOWN], self._config.model
+        first = next(iter(evaluation_batches(shown, model, _SHOWN, self._seed)))
         strips = HierarchyEvaluator(self._model).strips(first, self._seed)
         rows = np.concatenate([strips, self._model.crop_padding(first)[None]])
         return (
