@@ -79,9 +79,12 @@ def row_samples(model: AnyModel, logits: tf.Tensor, seeds: tf.Tensor) -> tf.Tens
 
     def one_row(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         logits, seed = row
-        # The groups have the numbers below this one.
-        own = tf.random.experimental.stateless_fold_in(seed, model.config.num_groups)
-        return model.likelihood(logits[None]).sample(seed=own)[0]
+        # The groups have the numbers below this one. Folded in as 32 bits, two of some ten thousand
+        # seeds would become the same, so the two integers that TFP takes are drawn.
+        number = tf.constant(model.config.num_groups, tf.int64)
+        own = tf.random.experimental.stateless_fold_in(seed, number)
+        integers = tf.random.stateless_uniform([2], own, None, None, tf.int32)
+        return model.likelihood(logits[None]).sample(seed=integers)[0]
 
     shape = tf.TensorSpec(model.config.image_shape, tf.float32)
     return tf.map_fn(one_row, (logits, seeds), fn_output_signature=shape)

@@ -98,6 +98,13 @@ def test_samples_of_the_likelihood_are_binary_and_do_not_depend_on_the_batch(mod
     assert np.mean(images != other_size) < 0.01  # a uniform draw may lie on the rounding's edge
 
 
+def test_samples_of_the_likelihood_differ_from_seed_to_seed(model):
+    logits = tf.zeros([2, 12, 12, 1])
+    seeds = tf.constant([[0, 45520], [0, 47586]], tf.int64)  # which are one, folded as 32 bits
+    first, second = row_samples(model, logits, seeds)
+    assert np.any(first != second)
+
+
 def test_samples_of_the_likelihood_have_its_mean(model):
     count = 400
     logits = tf.random.stateless_normal([1, 12, 12, 1], (0, 0))
