@@ -11,12 +11,14 @@ import atexit
 import faulthandler
 import importlib
 import os
+import signal
 import sys
 import tempfile
 import types
 
 _VERBOSE = "--verbose"  # shows the log instead
 _INTERRUPTED = 130  # the exit code of shells' commands that Ctrl-C ended
+_TERMINATED = 143  # and of those that SIGTERM ended
 
 
 def _start(name: str) -> None:
@@ -25,6 +27,8 @@ def _start(name: str) -> None:
         sys.argv.remove(_VERBOSE)
     else:
         _Log()
+    # Its default ends the process at once, and would leave half-written files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     try:
         program = importlib.import_module(name)
         _adopt_help(program)

@@ -64,6 +64,26 @@ def test_ctrl_c_needs_no_traceback():
     assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
 
 
+def test_sigterm_leaves_nothing_half_written(tmp_path):
+    code = (
+        "import trainers.start, types, sys, os, signal\n"
+        "def run():\n"
+        "  from nvae_tf.files import new_file\n"
+        "  with new_file(sys.argv[1]):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.modules['p'] = types.SimpleNamespace(run=run, __name__='p', __doc__='d')\n"
+        "trainers.start._start('p')"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "x.npy"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (143, b"", b"")
+    assert not os.listdir(tmp_path)
+
+
 def test_a_crash_of_a_library_is_seen():
     code = (
         "import trainers.start, types, sys, os\n"

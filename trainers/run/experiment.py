@@ -25,7 +25,7 @@ from trainers.run.checkpoints import Checkpointer
 from trainers.run.diagnosis import first_non_finite
 from trainers.run.memory import expected_memory
 from trainers.run.progress import Progress, validation_elbo
-from trainers.run.signals import StopRequest
+from trainers.run.signals import Stopped, StopRequest
 from trainers.run.step_profile import StepProfile, StepRange
 from trainers.run.strategies import check_devices, device_names, is_chief, make_strategy
 from trainers.run.trainer import DivergedError, Trainer, has_diverged
@@ -39,7 +39,8 @@ def train(
 ) -> None:
     """Trains until the run's last step, or goes on from where it stopped.
 
-    SIGTERM, SIGUSR1 or Ctrl-C ends it after the current step or the next, with a checkpoint.
+    SIGTERM, SIGUSR1, SIGHUP or Ctrl-C ends it after the current step or the next, with a
+    checkpoint; a validation is cut short. In another thread than the main one, signals do nothing.
 
     Args:
       config: The run's configuration.
@@ -80,7 +81,8 @@ def train(
         config.data.train_split: describe(images),
         config.data.test_split: describe(test_images),
     }
-    workdir.check_images(described)
+    if not starts:
+        workdir.check_images(described)
     check_profile_steps(profile_steps, workdir, total_steps(config, len(images)))
     with contextlib.ExitStack() as scope:
         if is_chief(strategy):
@@ -259,15 +261,16 @@ class _Run:
                 self._save()  # at once: whoever asked may not wait for more
                 return True
             if step % train.image_every == 0 and not last:
-                self._on_chief(functools.partial(self._validate, step))
+                self._on_chief(functools.partial(self._validate, step, stop))
             good = judged and judged.verdict.not_finite_in_a_row == 0
             if last or (step % train.checkpoint_every == 0 and good):
                 self._save()  # last, so that a run killed before it validates again
         return False
 
-    def _validate(self, step: int) -> None:
+    def _validate(self, step: int, stop: StopRequest) -> None:
         assert self._progress
-        self._checkpointer.save_if_best(self._progress.validate(step))
+        with contextlib.suppress(Stopped):  # the next step tells all workers
+            self._checkpointer.save_if_best(self._progress.validate(step, stop))
 
     def _save(self) -> None:
         if self._progress:

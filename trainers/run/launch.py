@@ -21,7 +21,7 @@ from typing import IO
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
-from trainers.run.signals import SIGNALS
+from trainers.run.signals import handled
 from trainers.run.strategies import check_devices
 
 _PATIENCE = 30.0  # seconds that the others have to end after one has failed
@@ -53,8 +53,9 @@ def check_launch(number: int, config: ExperimentConfig) -> None:
 def launch(number: int, command: Sequence[str]) -> int:
     """Runs a command once for each worker, and waits for all of them.
 
-    SIGTERM, SIGUSR1 and Ctrl-C reach every worker. When one fails, the others are stopped. What
-    workers other than the first write to standard error is shown only of the one that failed first.
+    SIGTERM, SIGUSR1, SIGHUP and Ctrl-C reach every worker. When one fails, the others are stopped.
+    What workers other than the first write to standard error is shown only of the one that failed
+    first.
 
     Args:
       number: The number of workers.
@@ -138,7 +139,7 @@ def _forwarding(workers: Sequence[subprocess.Popen], count: int) -> Iterator[Cal
             if worker.poll() is None:
                 worker.send_signal(number)
 
-    before = {number: signal.signal(number, send) for number in SIGNALS}
+    before = {number: signal.signal(number, send) for number in handled()}
     try:
         yield check
     finally:

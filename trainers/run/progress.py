@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from nvae_tf.runs.workdir import Workdir
 from nvae_tf.training.metrics import StepMetrics
 from nvae_tf.training.objective import bits_per_dimension
 from trainers.run.memory import peak_memory
+from trainers.run.signals import StopRequest
 from trainers.run.trainer import DivergedError, Trainer
 from trainers.summaries import EXAMPLES, Speed, Summaries, group_name
 
@@ -121,13 +123,16 @@ class Progress:
         )
         self._summaries.log_step(step, metrics, Speed(rate, waiting))
 
-    def validate(self, step: int) -> float:
+    def validate(self, step: int, stop: StopRequest) -> float:
         """Evaluates some held-out images and shows pictures; returns the -ELBO in nats.
 
         Raises:
           DivergedError: It is not finite.
+          Stopped: A signal arrived meanwhile.
         """
-        found = self._evaluate(self._test_images[:_VALIDATION_IMAGES], step, self._evaluator)
+        stop.check()
+        images = self._test_images[:_VALIDATION_IMAGES]
+        found = self._evaluate(images, step, self._evaluator, lambda _: stop.check())
         result = found.summary(self._trainer.config.model)
         self._summaries.flush()
         self._write(
@@ -155,7 +160,11 @@ class Progress:
             self._write(f"step {step}: all groups are in use again")
 
     def _evaluate(
-        self, images: np.ndarray, step: int, evaluator: LikelihoodEvaluator
+        self,
+        images: np.ndarray,
+        step: int,
+        evaluator: LikelihoodEvaluator,
+        after_batch: Callable[[int], None] | None = None,
     ) -> ImageLikelihoods:
         config = self._trainer.config.model
         self._model.take(self._trainer.state.evaluation_values())
@@ -163,7 +172,7 @@ class Progress:
             # What fits into a device's memory in training does so here.
             batches = evaluation_batches(images, config, self._trainer.replica_batch)
             try:
-                found = evaluator.per_image(batches)
+                found = evaluator.per_image(batches, after_batch=after_batch)
             except NotFiniteError as error:
                 raise DivergedError(
                     f"The -ELBO of held-out images was not finite after step {step}"

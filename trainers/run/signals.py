@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import signal
+import threading
 import types
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+
+
+def handled() -> list[signal.Signals]:
+    """Returns the signals that ask a run to stop: those that are not ignored, as by `nohup`.
+
+    Python handles signals in its main thread only, so in another one there are none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+class Stopped(Exception):
+    """What was going on was cut short by a signal."""
 
 
 class StopRequest:
     """A scope in which signals set `name` instead of ending the process.
 
-    They are SIGTERM, SIGUSR1 and the first Ctrl-C.
+    They are SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C, of which `handled` says which count.
 
-    Slurm announces the end of a job's time by the signal of its user's choice, often SIGUSR1.
+    Slurm announces the end of a job's time by the signal of its user's choice, often SIGUSR1. A
+    terminal that is closed, or its connection lost, sends SIGHUP.
 
     The run looks at `name` after each step, so it can save its state before it ends.
 
@@ -27,9 +43,14 @@ class StopRequest:
         self._outer: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in SIGNALS:
+        for number in handled():
             self._outer[number] = signal.signal(number, self._handle)
         return self
+
+    def check(self) -> None:
+        """Raises `Stopped` if a signal has arrived."""
+        if self.name:
+            raise Stopped(self.name)
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         del frame

@@ -116,6 +116,41 @@ def test_a_signal_ends_the_last_evaluation_and_the_same_command_makes_it(
     assert "traced in" not in printed  # for no step is left
 
 
+def test_a_signal_cuts_a_validation_short(tmp_path, monkeypatch, capsys):
+    counted = []
+
+    def batches(images, *arguments):
+        for batch in evaluation_batches(images, *arguments):
+            if len(images) == 1000:
+                counted.append(len(batch))
+                if len(counted) == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr("trainers.run.progress.evaluation_batches", batches)
+    workdir = Workdir(tmp_path / "run")
+    train(tiny_experiment_config(steps=8), workdir)
+    assert "Stopped after step 4" in capsys.readouterr().out
+    assert workdir.latest_checkpoint().endswith("-4")
+    assert len(counted) == 2
+    assert not read_scalars(f"{workdir.tensorboard}/validation", "loss/negative_elbo")
+
+
+def test_images_may_change_until_the_run_has_started(tmp_path, monkeypatch):
+    workdir, config = Workdir(tmp_path / "run"), tiny_experiment_config()
+
+    class Killed(Exception):
+        pass
+
+    def die(*arguments):
+        raise Killed
+
+    monkeypatch.setattr(experiment, "Trainer", die)
+    for seed in (0, 1):  # other images are held out
+        with pytest.raises(Killed):
+            train(config.override({"data.crop": f"0,0,20,{20 + seed}"}), workdir)
+
+
 def test_a_model_is_loaded_in_float32_whatever_keras_is_set_to(finished):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

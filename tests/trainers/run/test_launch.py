@@ -82,13 +82,14 @@ def test_an_error_of_all_is_shown_once(tmp_path, capfd):
     assert capfd.readouterr().err == "Error: no such data set\n"
 
 
-def test_signals_reach_all_workers(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_reach_all_workers(tmp_path, number):
     code = f"""
 os.chdir({str(tmp_path)!r})
 def stop(*_):
     os.rename(f"ready{{index}}", f"stop{{index}}")
     sys.exit()
-signal.signal(signal.SIGTERM, stop)
+signal.signal({number:d}, stop)
 os.rename(str(index), f"ready{{index}}")
 time.sleep(60)
 """
@@ -96,12 +97,12 @@ time.sleep(60)
     def stop_when_ready():
         while len([name for name in os.listdir(tmp_path) if name.startswith("ready")]) < 2:
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=stop_when_ready).start()
     assert launch(2, worker(tmp_path, code)) == 0
     assert sorted(os.listdir(tmp_path)) == ["stop0", "stop1"]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_a_worker_that_a_signal_ended_has_the_shells_code(tmp_path):

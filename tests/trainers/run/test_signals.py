@@ -1,0 +1,44 @@
+"""Which signals ask a run to stop, and what becomes of the others."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from trainers.run.signals import Stopped, StopRequest, handled
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_is_noted_and_its_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        stop.check()
+        os.kill(os.getpid(), number)
+        assert stop.name == number.name
+        with pytest.raises(Stopped, match=number.name):
+            stop.check()
+    assert signal.getsignal(number) == before
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.name is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_in_another_thread_leaves_signals_alone():
+    found = []
+
+    def run():
+        with StopRequest() as stop:
+            found.append((handled(), stop.name))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [([], None)]
