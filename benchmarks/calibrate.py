@@ -11,9 +11,11 @@ import time
 import tensorflow as tf
 from absl import app
 
+_REPEATS = 15
 
-def calibrate(repeats: int = 15) -> float:
-    """Returns the seconds of the fastest of `repeats` passes, which other work disturbs the least.
+
+def calibrate() -> float:
+    """Returns the seconds of the fastest of 15 passes, which other work disturbs the least.
 
     A pass computes a 3x3, a 1x1 and a 5x5 depthwise convolution at NVAE's shapes, forward and
     backward, in float32.
@@ -38,7 +40,7 @@ def calibrate(repeats: int = 15) -> float:
 
     one_pass()
     seconds = []
-    for _ in range(repeats):
+    for _ in range(_REPEATS):
         start = time.perf_counter()
         one_pass()[-1].numpy()
         seconds.append(time.perf_counter() - start)

@@ -111,6 +111,16 @@ def batches_on_devices(
             after_batch(len(arrays[0]))
 
 
+def filled_rows(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields the numbers of `count` rows, so many at a time, and how many of those count.
+
+    The last numbers are filled up with the last row's: for another size, a model would be traced
+    once more.
+    """
+    for first in range(0, count, size):
+        yield np.minimum(np.arange(first, first + size), count - 1), min(size, count - first)
+
+
 def _with_missing(
     batches: Iterable[tf.Tensor], number: int
 ) -> Iterator[tuple[int, tf.Tensor, int]]:

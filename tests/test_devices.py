@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.devices import all_devices, batches_on_devices, on_devices
+from nvae_tf.devices import all_devices, batches_on_devices, filled_rows, on_devices
 from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.model.nvae import NVAE
 from tests.conftest import random_images, tiny_model_config
@@ -88,3 +88,8 @@ def test_likelihoods_are_the_same_on_two_devices():
     np.testing.assert_array_equal(one.iw_bound, two.iw_bound)
     np.testing.assert_array_equal(one.kl_per_group, two.kl_per_group)
     np.testing.assert_array_equal(one.reconstruction, two.reconstruction)
+
+
+def test_the_last_rows_are_filled_up():
+    found = [(rows.tolist(), number) for rows, number in filled_rows(5, 2)]
+    assert found == [([0, 1], 2), ([2, 3], 2), ([4, 4], 1)]

@@ -33,7 +33,13 @@ from nvae_tf.config import ExperimentConfig, ModelConfig
 from nvae_tf.data import load_classes, load_images, preprocess
 from nvae_tf.files import write_atomically
 from nvae_tf.sampling.explorer import Explorer, check_indices
-from nvae_tf.sampling.images import ANIMATIONS, check_grid_output, encode_grid
+from nvae_tf.sampling.images import (
+    ANIMATIONS,
+    check_grid_output,
+    check_height,
+    encode_grid,
+    sheet_side,
+)
 from nvae_tf.sampling.sampler import group_temperatures
 
 _FLAGS_OF_MODE = {
@@ -143,7 +149,7 @@ def check_flags(mode: str) -> None:
             raise ValueError(f"--{flag.name} must be finite, received {flag.value}.")
     if mode in _OF_SEEDS and _IMAGES.value is not None and _SEEDS.value is not None:
         raise ValueError("Choose between --images and --seeds.")
-    if mode not in _ANIMATED and _OUTPUT.value.endswith(ANIMATIONS):
+    if mode not in _ANIMATED and _OUTPUT.value.endswith(tuple(ANIMATIONS)):
         raise ValueError(f"Only {' and '.join(_ANIMATED)} make animations; end --output in .png.")
     if mode == "direction" and (_CLASSES.value is None or _TOWARDS.value is None):
         raise ValueError("--mode=direction needs --classes and --towards.")
@@ -193,6 +199,12 @@ def chosen_images(mode: str, config: ExperimentConfig) -> tuple[tf.Tensor, np.nd
     return as_model_sees(stored, numbers, config.model), stored[numbers]
 
 
+def check_frames(config: ModelConfig, rows: int) -> None:
+    """Raises a ValueError if an animation of so many rows is too high for the format."""
+    extension = os.path.splitext(_OUTPUT.value)[1]
+    check_height(extension, sheet_side(rows, config.content_shape[0]))
+
+
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         mode = _MODE.value
@@ -215,6 +227,8 @@ def main(argv: list[str]) -> None:
             raise ValueError("An interpolation needs two --images or --seeds, or more.")
         if mode == "direction":
             ends = classes_of_direction(config)
+        rows_of_each = len(groups) * len(channels) if mode == "traverse" else 1
+        check_frames(config.model, rows_of_each * len(seeds if from_seeds else images))
 
         model = trained.load()
         with tqdm(unit="image", disable=None) as bar:

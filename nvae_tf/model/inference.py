@@ -83,7 +83,14 @@ class InferenceModel:
 
         Args:
           values: The values of the model's variables by path; None: their own.
+
+        Raises:
+          RuntimeError: The model is a structure, which has no values of its own.
         """
+        if values is None and not self.model.has_own_values:
+            raise RuntimeError(
+                "This model is a structure: `take` needs the values of its variables."
+            )
         self._follows = values is None
         self._weights = self._prepare(values)
 
@@ -96,7 +103,7 @@ class InferenceModel:
             self.take()
 
     def release(self) -> None:
-        """Frees the prepared weights, until the next `take`."""
+        """Frees the prepared weights; the next answer prepares the model's own or needs `take`."""
         self._weights = None
 
     def _ready(self) -> list[Any]:

@@ -78,7 +78,7 @@ def _draw(
     """Draws a group's latent variable from noise, given the heads' outputs."""
     prior = ResidualNormal(*parameters[:2], smooth=smooth)
     posterior = _posterior(residual, smooth, parameters)
-    before_flow = posterior.loc + posterior.scale * noise
+    before_flow = posterior.at(noise)
     latent = flow(before_flow) if flow else before_flow
     log_q, log_p = posterior.log_prob(before_flow), prior.log_prob(latent)
     kl = log_q - log_p if flow else tfd.kl_divergence(posterior, prior)
@@ -298,6 +298,7 @@ class NVAE(Towers):
             group (B or 1, L or 1).
         """
         loc, log_scale = self._prior_parameters(group, top_down, shape)
+        temperature = tf.cast(temperature, tf.float32)
         rows = tf.broadcast_to(temperature, [shape[0], self.config.num_groups])
         return ResidualNormal(
             loc,
@@ -353,7 +354,7 @@ class NVAE(Towers):
 
         def draw(group: int, top_down: tf.Tensor | None) -> tf.Tensor:
             prior = self.prior(group, top_down, tf.shape(noise[group]), temperature)
-            return prior.loc + prior.scale * noise[group]
+            return prior.at(noise[group])
 
         return self.top_down(num_samples, draw, training=training)
 

@@ -222,7 +222,7 @@ class Towers(keras.Model):
           L tensors (B, H_l, W_l, C_l), top-down.
 
         Raises:
-          ValueError: The images have another shape than `config.image_shape`.
+          ValueError: The images have another shape than `config.image_shape`, or are integers.
           RuntimeError: The model is a `structure`, and there are no values for it.
         """
         self._require_values()
@@ -231,6 +231,11 @@ class Towers(keras.Model):
             raise ValueError(
                 f"Expected images of shape (batch, {', '.join(map(str, self.config.image_shape))})"
                 f" (ModelConfig.image_shape), received {tuple(images.shape)}."
+            )
+        if not images.dtype.is_floating:
+            raise ValueError(
+                f"Expected images of floats in [0, 1], received {images.dtype.name}: "
+                "nvae_tf.data.preprocess makes them of stored images."
             )
         x = self.stem(tf.cast(2 * images - 1, self.compute_dtype))
         x = _through(self.preprocess_cells, x, training)

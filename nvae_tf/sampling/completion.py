@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.devices import filled_rows
 from nvae_tf.model.inference import AnyModel, InferenceModel
 
 # Adam's, for a learning rate that falls to zero.
@@ -136,18 +137,15 @@ class Completer:
         after_step: Callable[[], object] | None,
     ) -> Iterator[Completions]:
         count = len(holes)
-        size = min(self._batch_size, count)
-        for number in range(0, count, size):
-            # The last batch is filled up: another shape would be traced again.
-            rows = np.minimum(np.arange(number, number + size), count - 1)
+        for rows, number in filled_rows(count, min(self._batch_size, count)):
             batch, hole = tf.gather(images, rows), tf.constant(holes[rows])
-            first = tf.constant(number, tf.int64)
+            first = tf.constant(rows[0], tf.int64)
             noise = self._fit(batch, hole, seed, first, after_step)
             drawn = []
             for completion in range(completions):
                 own = tf.constant([seed, self._steps + completion], tf.int64)
                 drawn.append([t.numpy() for t in self._complete(batch, hole, noise, own, first)])
-            parts = (np.stack(part, axis=1)[: count - number] for part in zip(*drawn))
+            parts = (np.stack(part, axis=1)[:number] for part in zip(*drawn))
             yield Completions(*parts)
 
     def _fit(

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from nvae_tf.devices import filled_rows
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling import latents
 from nvae_tf.sampling.images import to_uint8
@@ -25,7 +26,8 @@ class Explorer:
     in are (N, H, W, C) in [0, 1], with padding. A seed stands for image 0 of `Sampler`.
 
     Args:
-      model: The model to look into. An `NVAE` is prepared with its weights of the moment.
+      model: The model to look into. An `NVAE` is prepared anew for each call, with its weights and
+        moving averages of that moment.
       batch_size: The number of images at a time.
       after_batch: A function that is called with the number of images drawn, for progress.
     """
@@ -76,10 +78,12 @@ class Explorer:
 
     def encode(self, images: tf.Tensor) -> list[Latents]:
         """Returns the posterior means of each of N images."""
+        self._model.update()
         return [self._encode(image[None]) for image in tf.convert_to_tensor(images)]
 
     def posterior_means(self, images: tf.Tensor) -> list[np.ndarray]:
         """Returns the posterior means of N images, by group: L of (N, H_l, W_l, C_z)."""
+        self._model.update()
         batches = list(self._batches(self._encode, [tf.convert_to_tensor(images)]))
         return [np.concatenate(group) for group in zip(*batches)]
 
@@ -90,10 +94,12 @@ class Explorer:
     def draw(self, seeds: Sequence[int], temperature: ArrayLike = 1.0) -> list[Latents]:
         """Returns the latent variables of each of N samples."""
         temperatures = group_temperatures(self._model.config, temperature)
+        self._model.update()
         return [self._draw(_row_seeds([seed]), temperatures) for seed in seeds]
 
     def reconstruct(self, images: tf.Tensor) -> np.ndarray:
         """Draws reconstructions (N, h, w, C) at the posterior means."""
+        self._model.update()
         return self._images(self._reconstruct, [tf.convert_to_tensor(images)])
 
     def interpolate_images(
@@ -150,6 +156,7 @@ class Explorer:
         weights = [tf.linspace(0.0, 1.0, steps)]
         moving = _tuple_or_none(groups)
         ends = [_row_seeds([seed]) for seed in seeds]
+        self._model.update()
         return np.stack(
             [
                 self._images(self._between_seeds, weights, start, end, temperatures, moving)
@@ -211,6 +218,7 @@ class Explorer:
         check_indices("group", [group], config.num_groups)
         check_indices("channels", channels, config.num_latent_per_group)
         values = tf.constant(deviations, tf.float32)
+        self._model.update()
         return np.stack(
             [
                 self._images(
@@ -247,6 +255,7 @@ class Explorer:
         check_indices("keep_groups", keep_groups, self._model.config.num_groups + 1)
         temperatures = group_temperatures(self._model.config, temperature)
         count = len(seeds)
+        self._model.update()
         return np.stack(
             [
                 self._images(
@@ -277,14 +286,11 @@ class Explorer:
     ) -> Iterator[list[np.ndarray]]:
         """Yields the tensors of `function(*rows, *others)`, for a few of the rows at a time."""
         count = len(rows[0])
-        size = min(self._batch_size, count)
-        for first in range(0, count, size):
-            # The last batch is filled up: another shape would be traced again.
-            chosen = np.minimum(np.arange(first, first + size), count - 1)
+        for chosen, number in filled_rows(count, min(self._batch_size, count)):
             tensors = function(*(tf.gather(tensor, chosen) for tensor in rows), *others)
-            yield [tensor.numpy()[: count - first] for tensor in tensors]
+            yield [tensor.numpy()[:number] for tensor in tensors]
             if self._after_batch:
-                self._after_batch(min(size, count - first))
+                self._after_batch(number)
 
 
 def _row_seeds(seeds: Sequence[int]) -> tf.Tensor:

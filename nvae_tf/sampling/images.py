@@ -21,15 +21,28 @@ from nvae_tf.files import (
 )
 
 SHEET_LIMIT = 4096  # images; larger sheets are of no use to people, and may exceed the memory
-ANIMATIONS = (".gif", ".webp")
+ANIMATIONS = {".gif": 65_535, ".webp": 16_383}  # and the largest height of a frame, in pixels
+_MARGIN = 2  # pixels between and around the images of a sheet
+_SQUARE = 4  # pixels, the width of a square in a hole's chequerboard
+_MILLISECONDS = 100  # that an animation shows a frame
 
 
 def to_uint8(images: np.ndarray | tf.Tensor) -> np.ndarray:
-    """Scales values from [0, 1] to 0 to 255, clipped and rounded, as uint8."""
-    return np.round(255 * np.clip(np.asarray(images), 0, 1)).astype(np.uint8)
+    """Scales values from [0, 1] to 0 to 255, clipped and rounded, as uint8.
+
+    Raises:
+      ValueError: A value is not finite, so the model's weights are damaged.
+    """
+    values = np.asarray(images)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            "The model has drawn pixels that are not finite: its weights are damaged, or its "
+            "training has diverged."
+        )
+    return np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
 
 
-def sheet(images: np.ndarray, columns: int | None = None, margin: int = 2) -> np.ndarray:
+def sheet(images: np.ndarray, columns: int | None = None, margin: int = _MARGIN) -> np.ndarray:
     """Arranges images in rows on a sheet, which is one large image.
 
     Args:
@@ -43,24 +56,28 @@ def sheet(images: np.ndarray, columns: int | None = None, margin: int = 2) -> np
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    shape = (rows * (height + margin) + margin, columns * (width + margin) + margin, channels)
+    shape = sheet_side(rows, height, margin), sheet_side(columns, width, margin), channels
     result = np.full(shape, 255, np.uint8)
     for index, image in enumerate(images):
-        top = margin + index // columns * (height + margin)
-        left = margin + index % columns * (width + margin)
+        top = sheet_side(index // columns, height, margin)
+        left = sheet_side(index % columns, width, margin)
         result[top : top + height, left : left + width] = image
     return result
 
 
-def show_holes(images: np.ndarray, holes: np.ndarray, square: int = 4) -> np.ndarray:
+def sheet_side(count: int, size: int, margin: int = _MARGIN) -> int:
+    """Returns the pixels of a sheet along so many images of a size, with the margins."""
+    return count * (size + margin) + margin
+
+
+def show_holes(images: np.ndarray, holes: np.ndarray) -> np.ndarray:
     """Fills holes with a chequerboard of two grays, as image editors show transparency.
 
     Args:
       images: (N, h, w, C) uint8.
       holes: (N, h, w) bool.
-      square: Width of the board's squares, in pixels.
     """
-    rows, columns = np.indices(images.shape[1:3]) // square
+    rows, columns = np.indices(images.shape[1:3]) // _SQUARE
     board = np.where((rows + columns) % 2, 150, 105).astype(np.uint8)
     return np.where(holes[..., None], board[:, :, None], images)
 
@@ -83,7 +100,17 @@ def check_channels(extension: str, channels: int) -> None:
         raise ValueError(f"An animation has 1 or 3 channels, the images have {channels}.")
 
 
-def encode_animation(frames: np.ndarray, extension: str, milliseconds: int = 100) -> bytes:
+def check_height(extension: str, height: int) -> None:
+    """Raises a ValueError if frames of an animation in this format cannot be so high."""
+    limit = ANIMATIONS.get(extension, height)
+    if height > limit:
+        raise ValueError(
+            f"A frame of a {extension} file has up to {limit:,} rows of pixels, these would have "
+            f"{height:,}: show fewer images, or let the output end in .png."
+        )
+
+
+def encode_animation(frames: np.ndarray, extension: str) -> bytes:
     """Encodes frames as an animation that repeats without end.
 
     WebP is lossless. GIF has 256 colours per frame, so RGB frames are approximated.
@@ -91,10 +118,10 @@ def encode_animation(frames: np.ndarray, extension: str, milliseconds: int = 100
     Args:
       frames: (F, H, W, C) uint8, gray or RGB.
       extension: `".gif"` or `".webp"`.
-      milliseconds: Duration of each frame.
 
     Raises:
-      ValueError: if the extension is another, or the frames do not have 1 or 3 channels.
+      ValueError: if the extension is another, the frames do not have 1 or 3 channels, or they are
+        too high.
     """
     from PIL import Image  # imported here because only animations need it
 
@@ -103,6 +130,7 @@ def encode_animation(frames: np.ndarray, extension: str, milliseconds: int = 100
             f"An animation must be one of {', '.join(ANIMATIONS)}; received {extension!r}."
         )
     check_channels(extension, frames.shape[-1])
+    check_height(extension, frames.shape[1])
     images = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in frames]
     content = io.BytesIO()
     images[0].save(
@@ -110,7 +138,7 @@ def encode_animation(frames: np.ndarray, extension: str, milliseconds: int = 100
         extension[1:],
         save_all=True,
         append_images=images[1:],
-        duration=milliseconds,
+        duration=_MILLISECONDS,
         loop=0,
         **({"lossless": True} if extension == ".webp" else {}),
     )

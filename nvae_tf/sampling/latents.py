@@ -71,7 +71,7 @@ def draw_latents(
 
     def draw(group: int, features: tf.Tensor | None) -> tf.Tensor:
         prior = model.prior(group, features, tf.shape(noise[group]), temperature)
-        latents.append(prior.loc + prior.scale * noise[group])
+        latents.append(prior.at(noise[group]))
         return latents[-1]
 
     model.top_down(tf.shape(noise[0])[0], draw)
@@ -192,7 +192,7 @@ def traverse(
     def draw(index: int, features: tf.Tensor | None) -> tf.Tensor:
         chosen = tf.equal(group, index)[:, None] & tf.equal(channel[:, None], channels)
         prior = model.prior(index, features, tf.shape(latents[index]))
-        moved = prior.loc + prior.scale * _column(deviations)
+        moved = prior.at(_column(deviations))
         return tf.where(chosen[:, None, None, :], moved, latents[index])
 
     logits = model.top_down(tf.shape(deviations)[0], draw)
@@ -250,7 +250,7 @@ def keep_first_groups(
     def draw(group: int, top_down: tf.Tensor | None) -> tf.Tensor:
         kept = model.infer_group(group, features[group], top_down, posterior_noise[group]).latent
         prior = model.prior(group, top_down, tf.shape(prior_noise[group]), temperature)
-        drawn = prior.loc + prior.scale * prior_noise[group]
+        drawn = prior.at(prior_noise[group])
         return tf.where(_column(keep_groups > group), kept, drawn)
 
     return model.top_down(tf.shape(prior_noise[0])[0], draw)

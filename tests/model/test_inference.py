@@ -84,6 +84,8 @@ def test_a_structure_has_the_values_that_it_is_given(model):
     waiting = InferenceModel(structure)
     with pytest.raises(RuntimeError, match="has no weights"):
         waiting.infer(images, noise)
+    with pytest.raises(RuntimeError, match="`take` needs"):
+        waiting.take()
     inference = InferenceModel(structure, values_of(model))
     assert_same(inference.infer(images, noise), model.infer(images, noise))
     assert not [v for v in structure.variables if v._value is not None]  # no memory of their own

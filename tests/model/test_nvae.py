@@ -212,6 +212,8 @@ def test_wrong_images_and_noise_are_named():
     model = NVAE(tiny_model_config())
     with pytest.raises(ValueError, match=r"\(batch, 8, 8, 1\).*received \(2, 8, 6, 1\)"):
         model.infer(tf.zeros([2, 8, 6, 1]))
+    with pytest.raises(ValueError, match="floats in .*received uint8"):
+        model.infer(tf.zeros([2, 8, 8, 1], tf.uint8))
     with pytest.raises(ValueError, match="one tensor for each of the 3 groups"):
         model.infer(tf.zeros([2, 8, 8, 1]), noise=model.draw_noise(2, (0, 0))[:2])
     for rows in (1, 3):

@@ -11,11 +11,13 @@ from PIL import Image
 from nvae_tf.sampling import images as pictures
 from nvae_tf.sampling.images import (
     check_grid_output,
+    check_height,
     check_image_output,
     encode_animation,
     encode_grid,
     image_writer,
     sheet,
+    to_uint8,
 )
 
 
@@ -34,9 +36,9 @@ def frames_of(content, mode):
 
 def test_gray_gif_is_exact_and_endless():
     frames = random_pictures(4, 9, 7, 1)
-    image, decoded = frames_of(encode_animation(frames, ".gif", milliseconds=70), "L")
+    image, decoded = frames_of(encode_animation(frames, ".gif"), "L")
     np.testing.assert_array_equal(decoded, frames[..., 0])
-    assert image.format == "GIF" and image.info["duration"] == 70 and image.info["loop"] == 0
+    assert image.format == "GIF" and image.info["duration"] == 100 and image.info["loop"] == 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -60,6 +62,16 @@ def test_what_cannot_be_animated():
         encode_animation(random_pictures(2, 4, 4, 1), ".mp4")
     with pytest.raises(ValueError, match="1 or 3 channels, the images have 2"):
         encode_animation(random_pictures(2, 4, 4, 2), ".gif")
+    for extension, limit in (".gif", 65_535), (".webp", 16_383):
+        check_height(extension, limit)
+        with pytest.raises(ValueError, match=f"up to {limit:,} rows .* have {limit + 1:,}"):
+            encode_animation(random_pictures(1, limit + 1, 1, 1), extension)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_drawn(value):
+    with pytest.raises(ValueError, match="not finite"):
+        to_uint8(np.array([[0.5, value]]))
 
 
 def test_a_grid_is_a_sheet_of_its_rows():

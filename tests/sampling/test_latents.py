@@ -71,7 +71,7 @@ def test_decode_of_encode_is_reconstruct(model, images):
 
 def test_decode_of_drawn_latents_is_generate(model):
     noise = noise_of(model, [1, 2])
-    for temperature in (0.7, tf.constant([0.5, 0.9, 1.0]), tf.constant([[0.5], [1.0]])):
+    for temperature in (0.7, 1, np.array([0.5, 0.9, 1.0]), tf.constant([[0.5], [1.0]])):
         drawn = latents.draw_latents(model, noise, temperature)
         np.testing.assert_array_equal(
             latents.decode(model, drawn), generated(model, noise, temperature)
@@ -270,6 +270,16 @@ def test_pictures_of_variations(model, images, explorer):
     assert close(grid[3], np.repeat(reconstructed[1:], 4, axis=0))
     assert close(grid[0], grid[2])  # nothing is left of the image
     assert close(grid[0, 1], next(Sampler(model, batch_size=1).batches(1, 0.7, 2))[0])
+
+
+def test_pictures_follow_the_model_s_weights(model, images, explorer):
+    before = explorer.reconstruct(images)
+    bias = model.image_head.bias
+    own = tf.identity(bias)
+    bias.assign(own + 0.5)
+    changed = explorer.reconstruct(images)
+    bias.assign(own)
+    assert not close(before, changed) and close(before, explorer.reconstruct(images))
 
 
 def test_wrong_wishes(images, explorer):

@@ -121,6 +121,10 @@ class ResidualNormal(tfd.Distribution):
         """The standard deviation, multiplied by the temperature."""
         return self._scale
 
+    def at(self, deviations: tf.Tensor) -> tf.Tensor:
+        """Returns the values so many deviations from the mean; of normal ones, draws."""
+        return self._loc + self._scale * deviations
+
     def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape([])
 
@@ -133,9 +137,8 @@ class ResidualNormal(tfd.Distribution):
 
     def _sample_n(self, n: int | tf.Tensor, seed: int | tf.Tensor | None = None) -> tf.Tensor:
         shape = tf.concat([[n], self.batch_shape_tensor()], axis=0)
-        return self._loc + self._scale * tf.random.stateless_normal(
-            shape, tfp.random.sanitize_seed(seed), dtype=self.dtype
-        )
+        seed = tfp.random.sanitize_seed(seed)
+        return self.at(tf.random.stateless_normal(shape, seed, dtype=self.dtype))
 
     def _mean(self) -> tf.Tensor:
         return tf.broadcast_to(self._loc, self.batch_shape_tensor())

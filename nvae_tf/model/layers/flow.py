@@ -56,31 +56,6 @@ class AutoregressiveCell(keras.layers.Layer):
     def call(self, z: tf.Tensor) -> tf.Tensor:
         return z - self.mean(z)
 
-    def inverse(self, z: tf.Tensor, tolerance: float = 1e-6) -> tf.Tensor:
-        """Returns the x for which the cell's output is z.
-
-        The iteration x = z + mu(x) makes at least one more value exact in each pass, so it ends
-        after H W C passes. In practice it converges much earlier.
-
-        Args:
-          z: (B, H, W, C).
-          tolerance: The iteration stops when no value changes by more than this.
-        """
-        limit = tf.reduce_prod(tf.shape(z)[1:])
-
-        def unfinished(i: tf.Tensor, x: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
-            del x
-            return tf.logical_and(i < limit, change > tolerance)
-
-        def step(
-            i: tf.Tensor, x: tf.Tensor, change: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            del change
-            new = z + self.mean(x)
-            return i + 1, new, tf.reduce_max(tf.abs(new - x))
-
-        return tf.while_loop(unfinished, step, (0, z, tf.constant(float("inf"))))[1]
-
     def get_config(self) -> dict:
         return {**super().get_config(), "mirror": self.mirror}
 
@@ -110,12 +85,6 @@ class AutoregressiveFlow(keras.layers.Layer):
     def call(self, z: tf.Tensor) -> tf.Tensor:
         for cell in self.cells:
             z = cell(z)
-        return z
-
-    def inverse(self, z: tf.Tensor, tolerance: float = 1e-6) -> tf.Tensor:
-        """Returns the input for which the flow's output is z; see `AutoregressiveCell.inverse`."""
-        for cell in reversed(self.cells):
-            z = cell.inverse(z, tolerance)
         return z
 
     def get_config(self) -> dict:

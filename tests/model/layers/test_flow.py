@@ -22,18 +22,6 @@ def test_a_value_s_shift_depends_on_the_values_before_it_only(mirror):
     assert np.tril(jacobian, -1).any(axis=1)[1:].all()  # and everything sees something
 
 
-@pytest.mark.parametrize("num_pairs", [1, 2])
-def test_inverse_reproduces_the_input(num_pairs):
-    flow = AutoregressiveFlow(num_pairs)
-    z = 2 * tf.random.stateless_normal([3, 4, 6, 4], (0, 1))
-    flow.build(z.shape)
-    for cell in flow.cells:  # make the shifts matter
-        cell.shift.log_scale.assign(cell.shift.log_scale + 2.0)
-    forward = flow(z)
-    assert np.abs(forward - z).max() > 0.3
-    np.testing.assert_allclose(flow.inverse(forward), z, atol=1e-4)
-
-
 def test_the_log_determinant_is_zero():
     flow = AutoregressiveFlow(1)
     z = tf.random.stateless_normal([1, 3, 3, 2], (0, 1))
