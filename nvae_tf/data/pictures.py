@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from PIL import Image, ImageOps
+from PIL import Image
 
 from nvae_tf.data.source import UnreadableError
 
@@ -27,12 +27,25 @@ _MODES = {
     "RGB": ("RGB", "RGBA"),
     "RGBA": ("RGBA", "RGBA"),
 }
+_ORIENTATION = 0x0112  # the number of EXIF's tag
+# What turns a picture of another orientation than 1 upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # The errors that Pillow raises for damaged files; they depend on the format and the damage.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def decode_picture(content: bytes, channels: int) -> np.ndarray:
     """Decodes a PNG, JPEG, WebP or BMP file, and turns the image upright.
+
+    A picture whose EXIF cannot be read is taken to be upright.
 
     Conversions that lose nothing are made: gray becomes RGB, an alpha channel that is opaque
     everywhere is dropped, palettes are looked up. 16-bit values are scaled to 8 bits, which is
@@ -59,7 +72,9 @@ def decode_picture(content: bytes, channels: int) -> np.ndarray:
 def _decode_8_bit(content: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-            upright = ImageOps.exif_transpose(picture)
+            picture.load()
+            turn = _turn(picture)
+            upright = picture if turn is None else picture.transpose(turn)
             if upright.mode not in _MODES:
                 raise UnreadableError(
                     f"its colours are {upright.mode}; gray, RGB and palettes can be read"
@@ -72,6 +87,15 @@ def _decode_8_bit(content: bytes) -> np.ndarray:
     except _DAMAGE as error:
         raise UnreadableError(f"not a readable picture ({error})") from error
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """Returns what turns a picture upright; None if its EXIF names nothing, or cannot be read."""
+    # ImageOps.exif_transpose writes the EXIF anew, and fails if that holds anything odd.
+    try:
+        return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises nearly anything for what it cannot parse
+        return None
 
 
 def _decode_16_bit(content: bytes) -> np.ndarray:

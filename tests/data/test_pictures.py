@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -13,6 +13,8 @@ from nvae_tf.data.pictures import decode_picture, scale_to_8_bits
 from nvae_tf.data.source import UnreadableError
 
 RANDOM = np.random.default_rng(0)
+ORIENTATION = 0x0112  # the number of EXIF's tag
+GRADIENT = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
 
 
 def encode(pixels, file_format="PNG", mode=None, **options):
@@ -39,9 +41,63 @@ def test_jpeg_and_its_orientation():
     upright = decode_picture(encode(pixels, "JPEG", quality=95), 3)
     assert upright.shape == (8, 16, 3) and np.abs(upright.astype(int) - pixels).max() < 12
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate clockwise by 90 degrees
+    exif[ORIENTATION] = 6
     turned = decode_picture(encode(pixels, "JPEG", quality=95, exif=exif), 3)
     np.testing.assert_array_equal(turned, np.rot90(upright, -1))
+
+
+# What EXIF says about each orientation: where the picture's first row and column are to be seen.
+UPRIGHT = {
+    1: lambda pixels: pixels,  # top, left
+    2: np.fliplr,  # top, right
+    3: lambda pixels: np.rot90(pixels, 2),  # bottom, right
+    4: np.flipud,  # bottom, left
+    5: lambda pixels: pixels.swapaxes(0, 1),  # left, top
+    6: lambda pixels: np.rot90(pixels, -1),  # right, top
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),  # right, bottom
+    8: np.rot90,  # left, bottom
+}
+
+
+@pytest.mark.parametrize("orientation", [*UPRIGHT, 0, 9, 65535])
+@pytest.mark.parametrize(("file_format", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_every_orientation(orientation, file_format, options):
+    pixels, exif = colours(), Image.Exif()
+    exif[ORIENTATION] = orientation
+    decoded = decode_picture(encode(pixels, file_format, exif=exif, **options), 3)
+    np.testing.assert_array_equal(decoded, UPRIGHT.get(orientation, UPRIGHT[1])(pixels))
+
+
+def camera_exif():
+    """EXIF as a camera writes it, with tags of many types in three directories."""
+    exif = Image.Exif()
+    exif.update({0x010F: "Maker", 0x0128: 2, 0x0132: "2020:01:01 00:00:00", ORIENTATION: 6})
+    exif.get_ifd(0x8769).update({0x829A: 0.01, 0x9000: b"0230"})
+    exif.get_ifd(0x8825)[1] = "N"
+    return exif.tobytes()
+
+
+CAMERA = camera_exif()
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage
+@settings(max_examples=300, deadline=None)
+@given(
+    changes=st.dictionaries(
+        st.integers(len(b"Exif00"), len(CAMERA) - 1), st.integers(0, 255), max_size=4
+    ),
+    length=st.one_of(st.just(len(CAMERA)), st.integers(0, len(CAMERA))),
+    file_format=st.sampled_from(["PNG", "JPEG", "WEBP"]),
+)
+# Types of values for which Pillow, when it writes such EXIF, raises AttributeError and TypeError.
+@example(changes={19: 5}, length=len(CAMERA), file_format="JPEG")
+@example(changes={159: 0}, length=len(CAMERA), file_format="JPEG")
+def test_an_intact_picture_is_read_whatever_its_exif_is(changes, length, file_format):
+    exif = bytes(changes.get(i, value) for i, value in enumerate(CAMERA))[:length]
+    options = {"quality": 95} if file_format == "JPEG" else {"lossless": True}
+    plain = decode_picture(encode(GRADIENT, file_format, **options), 3)
+    decoded = decode_picture(encode(GRADIENT, file_format, exif=exif, **options), 3)
+    assert any(np.array_equal(decoded, turn(plain)) for turn in UPRIGHT.values())
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -129,12 +129,14 @@ def pictures(directory: pathlib.Path, sample: pathlib.Path) -> Iterator[Read]:
     (directory / "train").mkdir()
     image = np.random.default_rng(0).integers(0, 256, [8, 8, 3], np.uint8)
     formats = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
+    exif = Image.Exif()
+    exif.update({0x010F: "Maker", 0x0112: 6, 0x0128: 2, 0x0132: "2020:01:01 00:00:00"})
     data = DataConfig(name="folder", data_dir=str(directory), cache_dir=str(directory / "cache"))
 
     def read(damage: Damage) -> None:
         kind = formats[damage.choose(len(formats))]
         path = directory / "train" / f"x.{kind.lower()}"
-        path.write_bytes(damage(_encoded(image, kind)))
+        path.write_bytes(damage(_encoded(image, kind, exif)))
         try:
             np.asarray(load_images(data, _PICTURES, "train"))
         finally:
@@ -230,7 +232,7 @@ def _damaged_entry(archive: bytes, damage: Damage) -> bytes:
     return written.getvalue()
 
 
-def _encoded(image: np.ndarray, kind: str) -> bytes:
+def _encoded(image: np.ndarray, kind: str, exif: Image.Exif | None = None) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(image).save(content, kind)
+    Image.fromarray(image).save(content, kind, **({"exif": exif} if exif else {}))
     return content.getvalue()
