@@ -25,10 +25,11 @@ def open_tfrecord(data: DataConfig, model: ModelConfig, split: str) -> Source:
     values 0 to 255 of an image instead, as bytes or as a list of integers.
 
     Raises:
-      ValueError: if there are no such files, one is damaged, or `data.raw_shape` does not fit the
-        model.
+      ValueError: if there are no such files, one is damaged, the training and the test split share
+        one, or `data.raw_shape` does not fit the model.
     """
     files = _files(data, split)
+    _check_apart(data)
     count = sum(_count_records(file) for file in files)
     if data.raw_shape:
         origin = f"tf.Examples with data.raw_shape {data.raw_shape}"
@@ -53,17 +54,41 @@ def open_tfrecord(data: DataConfig, model: ModelConfig, split: str) -> Source:
 
 
 def _files(data: DataConfig, split: str) -> list[str]:
-    root = data_directory(data)
-    directory = os.path.join(root, split)
-    pattern = f"{glob.escape(directory)}{'/*' if os.path.isdir(directory) else '*'}"
-    files = [path for path in sorted(glob.glob(pattern)) if os.path.isfile(path)]
+    files = _matching(data, split)
     if not files:
+        root = data_directory(data)
+        directory = os.path.join(root, split)
         present = ", ".join(map(repr, sorted(os.listdir(root))[:10]))
         raise ValueError(
             f"No TFRecord files for the split {split!r}: there is neither a directory {directory!r}"
             f" nor a file whose name begins so. Present: {present or 'nothing'}."
         )
     return files
+
+
+def _matching(data: DataConfig, split: str) -> list[str]:
+    directory = os.path.join(data_directory(data), split)
+    pattern = f"{glob.escape(directory)}{'/*' if os.path.isdir(directory) else '*'}"
+    return [path for path in sorted(glob.glob(pattern)) if os.path.isfile(path)]
+
+
+def _check_apart(data: DataConfig) -> None:
+    """Raises a ValueError if a file belongs to both the training and the test split."""
+    if data.train_split == data.test_split:
+        return  # who trains is told, and who only looks at images may want that
+    train, test = (
+        {os.path.realpath(path) for path in _matching(data, split)}
+        for split in (data.train_split, data.test_split)
+    )
+    if shared := sorted(train & test):
+        shorter = min(data.train_split, data.test_split, key=len)
+        raise ValueError(
+            f"{len(shared)} file(s) such as {shared[0]!r} belong to both splits, "
+            f"{data.train_split!r} (data.train_split) and {data.test_split!r} (data.test_split): a "
+            "split's files are those whose names begin with its name. Give more of their names, "
+            f"such as {shorter + '.'!r} or {shorter + '-'!r}, or put each split's files into a "
+            "directory of its name."
+        )
 
 
 def _records(file: tf.Tensor | str) -> tf.data.Dataset:

@@ -1,5 +1,6 @@
 """Files of tf.Example."""
 
+import dataclasses
 import gzip
 import struct
 
@@ -48,6 +49,23 @@ def test_files_by_prefix_and_by_directory(tmp_path):
     np.testing.assert_array_equal(load_images(data, MODEL, "eval"), IMAGES[4:])
     with pytest.raises(ValueError, match="for the split 'valid'.*Present: 'eval', 'train-00000"):
         load_images(data, MODEL, "valid")
+
+
+def test_no_file_is_of_both_splits(tmp_path):
+    write(tmp_path / "flowers.tfrecord", pngs(IMAGES[:3]))
+    write(tmp_path / "flowers_test.tfrecord", pngs(IMAGES[3:]))
+    data = tfrecord(tmp_path, train_split="flowers", test_split="flowers_test")
+    for split in ("flowers", "flowers_test"):
+        with pytest.raises(ValueError, match=r"1 file.*'.*flowers_test\.tfrecord' .*'flowers\.'"):
+            load_images(data, MODEL, split)
+    apart = dataclasses.replace(data, train_split="flowers.")
+    np.testing.assert_array_equal(load_images(apart, MODEL, "flowers."), IMAGES[:3])
+    np.testing.assert_array_equal(load_images(apart, MODEL, "flowers_test"), IMAGES[3:])
+    # A link leads to the same images.
+    (tmp_path / "held_out").symlink_to("flowers.tfrecord")
+    linked = dataclasses.replace(apart, test_split="held_out")
+    with pytest.raises(ValueError, match=r"1 file.*belong to both splits"):
+        load_images(linked, MODEL, "held_out")
 
 
 @pytest.mark.parametrize("as_integers", [False, True])
