@@ -32,6 +32,8 @@ class Source:
       identity: A string that changes when the images change.
       unreadable: One line for each damaged image that was met so far.
       unfit: One line for each intact image that does not fit the model.
+      name_damage: Called when the dataset has raised a DataLossError; raises a ValueError that
+        names the damaged file, if it is known how to find it.
     """
 
     images: tf.data.Dataset
@@ -39,6 +41,7 @@ class Source:
     identity: str
     unreadable: list[str] = dataclasses.field(default_factory=list)
     unfit: list[str] = dataclasses.field(default_factory=list)
+    name_damage: Callable[[], None] = lambda: None
 
 
 def decoded_source(

@@ -48,14 +48,14 @@ def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
 
     Raises:
       ValueError: if the data set or the split is unknown or cannot be obtained, if an image does
-        not fit the model, or if one is damaged and `data.skip_corrupt` is off. The message names
-        the image.
+        not fit the model, or if one is damaged and `data.skip_corrupt` is off; the message names
+        the image. Or if a file of many images is damaged; the message names it or the split.
     """
     source = _OPENERS.get(data.name, open_tfds)(data, model, split)
     preparation = (data.crop, data.center_crop, data.resize, data.feature, data.raw_shape)
     identity = repr((source.identity, preparation, data.skip_corrupt, model.content_shape))
     images = store(
-        lambda: _batches(source, data, model),
+        lambda: _batches(source, data, model, split),
         source.count,
         model.content_shape,
         cache_directory(data),
@@ -93,16 +93,25 @@ def load_classes(
     return {name: load_images(data, model, name) for name in names}
 
 
-def _batches(source: Source, data: DataConfig, model: ModelConfig) -> Iterator[np.ndarray]:
+def _batches(
+    source: Source, data: DataConfig, model: ModelConfig, split: str
+) -> Iterator[np.ndarray]:
     dataset = source.images.filter(lambda image: tf.size(image) > 0)
     dataset = dataset.map(
         lambda image: crop_and_resize(image, data, model), num_parallel_calls=tf.data.AUTOTUNE
     )
     seen = 0
-    for batch in dataset.batch(256).prefetch(2).as_numpy_iterator():
-        _raise_problems(source, data)
-        seen += len(batch)
-        yield batch
+    try:
+        for batch in dataset.batch(256).prefetch(2).as_numpy_iterator():
+            _raise_problems(source, data)
+            seen += len(batch)
+            yield batch
+    except tf.errors.DataLossError as error:
+        source.name_damage()
+        problem = error.message.splitlines()[0]
+        raise ValueError(
+            f"{data.name!r}: a file of the split {split!r} is damaged ({problem})."
+        ) from error
     _raise_problems(source, data)
     left_out = len(source.unreadable)
     if left_out:

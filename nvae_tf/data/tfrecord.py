@@ -48,9 +48,15 @@ def open_tfrecord(data: DataConfig, model: ModelConfig, split: str) -> Source:
         dataset = tf.data.Dataset.zip((_records(file), tf.data.Dataset.counter()))
         return dataset.map(lambda record, number: (record, file, number))
 
+    def name_damage() -> None:
+        for file in files:
+            _read_all(file)
+
     names = [os.fsencode(file) for file in files]
     elements = tf.data.Dataset.from_tensor_slices(names).flat_map(records)
-    return decoded_source(elements, read, name, count, files_identity(files), data, model)
+    source = decoded_source(elements, read, name, count, files_identity(files), data, model)
+    source.name_damage = name_damage
+    return source
 
 
 def _files(data: DataConfig, split: str) -> list[str]:
@@ -97,37 +103,41 @@ def _records(file: tf.Tensor | str) -> tf.data.Dataset:
     return tf.data.TFRecordDataset(file, compression_type=compression)
 
 
-def _walk(file: str) -> None:
-    """Raises a ValueError for a record that is longer than its file.
+def _count_records(file: str) -> int:
+    """Returns the number of records, from their headers alone if the file is not compressed.
 
-    TensorFlow would ask for as much memory as the record claims to need. Of a compressed file it
-    does not know the size, and reads until the end.
+    A record that is longer than its file is a ValueError: TensorFlow would ask for as much memory
+    as the record claims to need. Of a compressed file it does not know the size, and reads until
+    the end. Checksums are verified by whatever reads the records.
     """
-    name = f"{file!r} is not a whole TFRecord file"
-    size, position = os.path.getsize(file), 0
+    if file.endswith(".gz"):
+        return _read_all(file)
+    size, position, count = os.path.getsize(file), 0, 0
     with open(file, "rb") as records:
         while header := records.read(_HEADER):
             length = int.from_bytes(header[:8], "little")
             end = position + _HEADER + length + _CHECKSUM
             if len(header) < _HEADER or length > _LONGEST or end > size:
-                raise ValueError(
-                    f"{name}: the record at byte {position:,} claims {length:,} bytes; if it "
-                    "is compressed, its name must end in .gz."
-                )
+                raise _damaged(file, f"the record at byte {position:,} claims {length:,} bytes")
             records.seek(length + _CHECKSUM, os.SEEK_CUR)
             position = end
+            count += 1
+    return count
 
 
-def _count_records(file: str) -> int:
-    if not file.endswith(".gz"):
-        _walk(file)
+def _read_all(file: str) -> int:
+    """Returns the number of records; a ValueError if a checksum is wrong or the file is cut off."""
     try:
         return int(_records(file).reduce(np.int64(0), lambda count, _: count + 1))
     except tf.errors.OpError as error:
-        raise ValueError(
-            f"{file!r} is not a whole TFRecord file ({error.message.splitlines()[0]}); if it is "
-            "compressed, its name must end in .gz."
-        ) from error
+        raise _damaged(file, error.message.splitlines()[0]) from error
+
+
+def _damaged(file: str, problem: str) -> ValueError:
+    return ValueError(
+        f"{file!r} is not a whole TFRecord file ({problem}); if it is compressed, its name must "
+        "end in .gz."
+    )
 
 
 def _feature(record: bytes, name: str) -> tf.train.Feature:

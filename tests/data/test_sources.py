@@ -129,6 +129,16 @@ def test_a_prepared_set_of_different_sizes(tmp_path):
         load_images(beyond, GRAY, "train")
 
 
+def test_a_prepared_set_whose_file_is_damaged(prepared):
+    data, features = prepared
+    (path,) = features.parent.glob("few-train.tfrecord*")
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="'few': a file of the split 'train' is damaged.*corrupt"):
+        load_images(data, GRAY, "train")
+
+
 def test_modules_that_a_data_set_names_are_not_imported(prepared, tmp_path, monkeypatch):
     data, features = prepared
     (tmp_path / "intruder.py").write_text("raise SystemExit('it ran')")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import os
 import struct
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf import DataConfig, ModelConfig
-from nvae_tf.data import load_images
+from nvae_tf.data import load_images, storage
 
 MODEL = ModelConfig(image_shape=(4, 6, 3))
 IMAGES = np.random.default_rng(0).integers(256, size=(5, 4, 6, 3), dtype=np.uint8)
@@ -110,6 +111,31 @@ def test_damaged_files_are_named(tmp_path):
         writer.write(b"\xff\xff not an example")
     with pytest.raises(ValueError, match=r"train-2, record 0: not a tf\.Example"):
         load_images(tfrecord(tmp_path), MODEL, "train")
+
+
+@pytest.mark.parametrize("place", ["length", "content"])
+def test_checksums_are_verified(tmp_path, place):
+    for name in ("train-1", "train-2", "train-3"):
+        write(tmp_path / name, pngs(IMAGES))
+    content = bytearray((tmp_path / "train-2").read_bytes())
+    second = 12 + int.from_bytes(content[:8], "little") + 4
+    content[second + {"length": 8, "content": 12 + 20}[place]] ^= 1
+    (tmp_path / "train-2").write_bytes(content)
+    with pytest.raises(ValueError, match=r"train-2' is not a whole TFRecord file.*corrupted"):
+        load_images(tfrecord(tmp_path), MODEL, "train")
+
+
+def test_images_that_were_decoded_are_not_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_IN_MEMORY", 0)
+    path, data = tmp_path / "data/train", tfrecord(tmp_path / "data", cache_dir=str(tmp_path))
+    write(path, pngs(IMAGES))
+    np.testing.assert_array_equal(load_images(data, MODEL, "train"), IMAGES)
+    # Damage to what lies between headers, in a file that looks as before, is not noticed then.
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    np.testing.assert_array_equal(load_images(data, MODEL, "train"), IMAGES)
 
 
 @pytest.mark.parametrize("name", ["train-0", "train-0.gz"])
