@@ -5,19 +5,18 @@ The versions are `BASE/<integer>`. All other names in BASE begin with a dot, so 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import logging
 
 from export.manifest import Manifest, read_manifest
 from export.portable_names import PORTABLE_NAMES
 from export.saved_model import write_saved_model
+from nvae_tf.files import locked
 from nvae_tf.model.nvae import NVAE
 
 METRIC = "negative_elbo_bits_per_dim"
@@ -70,7 +69,7 @@ def publish(
     if os.path.exists(base) and not os.path.isdir(base):
         raise NotADirectoryError(f"The export base {base!r} is not a directory.")
     os.makedirs(base, exist_ok=True)
-    with _publishing_lock(base):
+    with locked(os.path.join(base, _LOCK), f"publishes to {base}"):
         _remove_leftovers(base)
         present = versions(base)
         if not allow_worse:
@@ -188,18 +187,6 @@ def _images(manifest: Manifest) -> str:
     """Returns a phrase for the images on which the metrics were measured."""
     number = manifest.metrics.get("num_images", "?")
     return f"{number} images of {manifest.metrics.get('split', '?')!r}"
-
-
-@contextlib.contextmanager
-def _publishing_lock(base: str) -> Iterator[None]:
-    """Locks a directory for one publisher; the system releases the lock of a killed process."""
-    with open(os.path.join(base, _LOCK), "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.warning("Waiting for another process that publishes to %s.", base)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _remove_leftovers(base: str) -> None:

@@ -1,8 +1,9 @@
-"""Files that appear complete or not at all, and small files that are checked as they are read."""
+"""Files that appear complete or not at all, locks, and small files that are checked when read."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import math
@@ -117,6 +118,28 @@ def new_directory(path: str | os.PathLike) -> Iterator[str]:
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, activity: str) -> Iterator[None]:
+    """A scope in which one process is at a time. Others wait, which they log.
+
+    The system releases the lock of a killed process. The file stays.
+
+    Args:
+      path: The lock, a file that is created if need be.
+      activity: What the other process does, for the log, such as "publishes to DIRECTORY".
+
+    Raises:
+      OSError: The file cannot be opened, or its file system has no locks.
+    """
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.warning("Waiting for another process that %s.", activity)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def make_cache(directory: str | os.PathLike) -> None:

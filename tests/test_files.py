@@ -1,8 +1,10 @@
 """Files that appear whole, and sheets of pictures."""
 
+import concurrent.futures
 import json
 import math
 import os
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import tensorflow as tf
 
 from nvae_tf.files import (
     check_output,
+    locked,
     make_cache,
     new_directory,
     read_json,
@@ -122,6 +125,24 @@ def test_an_array_needs_room_on_the_disk(tmp_path, monkeypatch):
     ):
         raise AssertionError("nothing may be written")
     assert not os.listdir(tmp_path)
+
+
+def test_a_lock_is_waited_for_and_that_is_said(tmp_path, caplog):
+    path, order = tmp_path / ".lock", []
+
+    def second():
+        with locked(path, "does the same"):
+            order.append("second")
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with locked(path, "does the same"):
+            waiting = pool.submit(second)
+            while "Waiting for another process that does the same." not in caplog.text:
+                assert not waiting.done()
+                time.sleep(0.01)
+            order.append("first")
+        waiting.result(60)
+    assert order == ["first", "second"]
 
 
 def test_a_cache_that_cannot_be_created():

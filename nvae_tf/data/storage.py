@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from absl import logging
 
 from nvae_tf.config import DataConfig
-from nvae_tf.files import make_cache, new_file
+from nvae_tf.files import locked, make_cache, new_file
 
 _BLOCK = 2**22  # values of images that are looked at together
 _HASHED = 1024
@@ -27,7 +29,8 @@ def store(
     """Collects batches of images into one array.
 
     Many images are decoded once into a file, which is mapped, and used again by the next call with
-    the same name. Reading it is as fast as reading memory, and takes none that others need.
+    the same name. Reading it is as fast as reading memory, and takes none that others need. Of
+    several processes one decodes, and the others wait for it.
 
     Args:
       read: Returns the batches (B, H, W, C) uint8. It is not called if the file exists.
@@ -49,7 +52,9 @@ def store(
     path = os.path.join(directory, f"{name}.uint8")
     if not os.path.exists(path):
         make_cache(directory)
-        _write(read(), path)
+        with _alone(path):
+            if not os.path.exists(path):
+                _write(read(), path)
     filled = os.path.getsize(path) // math.prod(shape)
     if not filled:  # an empty file cannot be mapped
         return np.empty((0, *shape), np.uint8)
@@ -82,6 +87,24 @@ def cache_directory(data: DataConfig) -> str:
         return os.path.expanduser(data.cache_dir)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(caches, "nvae_tf")
+
+
+@contextlib.contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """A scope in which no other process writes a file; without locks, work may be done twice."""
+    directory, name = os.path.split(path)
+    lock = os.path.join(directory, f".{name}.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, f"decodes the same images into {path}"))
+        except OSError as error:
+            logging.warning("Other processes may decode the same images: %s.", error)
+        try:
+            yield
+        finally:
+            # Who waits for it finds the images when it is let in, and who comes later, before.
+            with contextlib.suppress(OSError):
+                os.remove(lock)
 
 
 def _write(batches: Iterable[np.ndarray], path: str) -> None:

@@ -1,6 +1,10 @@
 """Images that are decoded once, into a file."""
 
+import concurrent.futures
+import errno
+import fcntl
 import os
+import time
 
 import numpy as np
 import pytest
@@ -47,6 +51,37 @@ def test_nothing_is_left_of_a_read_that_failed(no_memory, tmp_path):
         storage.store(broken, 1000, (4, 4, 1), str(tmp_path), "name")
     assert not os.listdir(tmp_path)
     assert storage.store(lambda: [], 1000, (4, 4, 1), str(tmp_path), "name").shape == (0, 4, 4, 1)
+
+
+def test_one_decodes_and_the_others_wait(no_memory, tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(20, 4, 4, 3), dtype=np.uint8)
+    reads = []
+
+    def read():
+        reads.append(None)
+        time.sleep(0.5)  # the others are there by then
+        yield images
+
+    def load(_):  # the system keeps threads apart like processes: each opens the lock by itself
+        return storage.store(read, 20, (4, 4, 3), str(tmp_path), "name")
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for loaded in pool.map(load, range(4)):
+            np.testing.assert_array_equal(loaded, images)
+    assert len(reads) == 1 and os.listdir(tmp_path) == ["name.uint8"]
+
+
+def test_images_are_stored_where_the_file_system_has_no_locks(
+    no_memory, tmp_path, monkeypatch, caplog
+):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    images = np.ones((20, 4, 4, 3), np.uint8)
+    loaded = storage.store(lambda: [images], 20, (4, 4, 3), str(tmp_path), "name")
+    np.testing.assert_array_equal(loaded, images)
+    assert "may decode the same images: " in caplog.text and "No locks" in caplog.text
 
 
 def test_descriptions_tell_images_apart():
