@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.fit import check_shape
-from nvae_tf.data.source import Source, decoded_source
+from nvae_tf.data.source import Source, decoded_source, files_identity
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -84,7 +84,7 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
         decoders=tfds.decode.PartialDecoding({data.feature: True}),
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
     )
-    identity = f"{builder.info.full_name}/{split}/{builder.data_dir}"
+    identity = f"{builder.info.full_name}/{split}/{builder.data_dir}/{_files_identity(builder)}"
     images = dataset.map(lambda example: _8_bits(example[data.feature]))
     if None not in feature.shape:
         return Source(images, count, identity)
@@ -97,6 +97,12 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
         data=data,
         model=model,
     )
+
+
+def _files_identity(builder: tfds.core.DatasetBuilder) -> str:
+    place = builder.data_dir
+    names = sorted(os.listdir(place)) if os.path.isdir(place) else []  # it may be in a bucket
+    return files_identity([os.path.join(place, name) for name in names])
 
 
 class _ForeignFeature(Exception):

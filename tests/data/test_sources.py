@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nvae_tf import DataConfig, ModelConfig, presets
-from nvae_tf.data import load_images
+from nvae_tf.data import load_images, storage
 from nvae_tf.data import tfds as tfds_module
 
 GRAY = presets.get("quickstart").model
@@ -127,6 +127,18 @@ def test_a_prepared_set_of_different_sizes(tmp_path):
     beyond = dataclasses.replace(data, crop=(0, 0, 29, 29), resize=True)
     with pytest.raises(ValueError, match="few, image 1 of train: 28x40 .*reaches beyond"):
         load_images(beyond, GRAY, "train")
+
+
+def test_a_set_that_was_prepared_anew_is_read_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_IN_MEMORY", 0)
+    for value in (3, 7):
+        images = np.full((2, 28, 28, 1), value, np.uint8)
+        data = prepare(tmp_path / "tfds", images, (28, 28, 1))
+        data = dataclasses.replace(data, cache_dir=str(tmp_path / "cache"))
+        for _ in range(2):
+            np.testing.assert_array_equal(load_images(data, GRAY, "train"), images)
+        shutil.rmtree(tmp_path / "tfds")
+    assert len(os.listdir(tmp_path / "cache")) == 2  # the second start uses what is there
 
 
 def test_a_prepared_set_whose_file_is_damaged(prepared):
