@@ -30,7 +30,7 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
 
     Raises:
       ValueError: if the data set, feature or split is unknown, if the data set cannot be
-        obtained, or if its images do not fit the model.
+        obtained, if the training and the test split overlap, or if its images do not fit the model.
     """
     import tensorflow_datasets as tfds  # slow to import, and other data sets do not need it
 
@@ -78,6 +78,7 @@ def open_tfds(data: DataConfig, model: ModelConfig, split: str) -> Source:
             f"The data set {data.name!r} has no split {split!r}. "
             f"Known: {', '.join(builder.info.splits)}, and slices of them such as train[:90%]."
         ) from error
+    _check_apart(data, builder)
     dataset = builder.as_dataset(
         split=split,
         shuffle_files=False,
@@ -154,6 +155,44 @@ def _check_images(
             f"The feature {data.feature!r} of {data.name!r} is no image: {dtype} of shape {shape}."
         )
     check_shape(repr(data.name), shape, data, model)
+
+
+def _check_apart(data: DataConfig, builder: tfds.core.DatasetBuilder) -> None:
+    """Raises a ValueError if an image belongs to both the training and the test split."""
+    if data.train_split == data.test_split:
+        return  # who trains is told, and who only looks at images may want that
+    try:
+        train, test = _ranges(builder, data.train_split), _ranges(builder, data.test_split)
+    except (KeyError, ValueError):
+        return  # one of them is unknown, so it has no images
+    shared = sum(
+        max(0, min(last, other_last) - max(first, other_first))
+        for name, first, last in train
+        for other_name, other_first, other_last in test
+        if name == other_name
+    )
+    if shared:
+        raise ValueError(
+            f"{shared:,} images of {data.name!r} belong to both splits, {data.train_split!r} "
+            f"(data.train_split) and {data.test_split!r} (data.test_split): choose slices that do "
+            "not overlap, such as train[:90%] and train[90%:]."
+        )
+
+
+def _ranges(builder: tfds.core.DatasetBuilder, split: str) -> list[tuple[str, int, int]]:
+    """Returns the names of the whole splits in `split`; of each, the first image and the end."""
+    import tensorflow_datasets as tfds
+
+    whole = builder.info.splits
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(whole)
+    return [
+        (
+            part.splitname,
+            part.from_ or 0,
+            whole[part.splitname].num_examples if part.to is None else part.to,
+        )
+        for part in parts
+    ]
 
 
 def _8_bits(image: tf.Tensor) -> tf.Tensor:

@@ -129,6 +129,36 @@ def test_a_prepared_set_of_different_sizes(tmp_path):
         load_images(beyond, GRAY, "train")
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "shared"),
+    [
+        ("train", "train[:10%]", 1),
+        ("train[:90%]", "train[80%:]", 1),
+        ("train[:5]", "train[2:8]", 3),
+        ("train[:3]+train[8:]", "train[-1:]", 1),
+        ("train", "train[:100%]", 10),
+        ("train[:90%]", "train[90%:]", 0),
+        ("train[:5]", "train[5:]", 0),
+        ("train[2:]", "train[:-8]", 0),
+        ("train", "train[:0]", 0),
+        ("train", "train[10:]", 0),
+        ("train", "nonesuch", 0),
+    ],
+)
+def test_no_image_is_of_both_splits(tmp_path, train, test, shared):
+    values = np.arange(10, dtype=np.uint8)
+    images = np.broadcast_to(values[:, None, None, None], (10, 28, 28, 1))
+    data = prepare(tmp_path, images, (28, 28, 1))
+    data = dataclasses.replace(data, train_split=train, test_split=test)
+    if not shared:
+        assert len(load_images(data, GRAY, train))
+        return
+    message = f"^{shared} images of 'few' belong to both splits, .*data.train_split.*overlap"
+    for split in (train, test):
+        with pytest.raises(ValueError, match=message):
+            load_images(data, GRAY, split)
+
+
 def test_a_set_that_was_prepared_anew_is_read_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "_IN_MEMORY", 0)
     for value in (3, 7):
