@@ -15,6 +15,7 @@ from export.transports.http import WRONG_SHAPE, HttpServer
 from export.transports.transport import Refusal, Target
 
 _GREY_LEVELS = 256
+_LONE_OUTPUT = "image"  # of every signature of ours that has one output only
 
 
 class RestTransport:
@@ -46,9 +47,9 @@ class RestTransport:
         )
         try:
             outputs = json.loads(answer.content)["outputs"]
-            if not isinstance(outputs, dict):
-                raise TypeError("its outputs have no names")
-            return {name: _from_json(name, value) for name, value in outputs.items()}
+            if isinstance(outputs, list):  # the server leaves out the name of a lone output
+                outputs = {_LONE_OUTPUT: outputs}
+            return {name: _from_json(name, value) for name, value in dict(outputs).items()}
         except WRONG_SHAPE as error:
             detail = f"its answer is not that of a model server: {type(error).__name__}"
             raise Refusal("INTERNAL", detail) from error

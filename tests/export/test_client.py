@@ -149,6 +149,17 @@ def test_any_signature(server, protocol):
         np.testing.assert_allclose(answer[name], value, rtol=1e-4, atol=1e-3)
 
 
+def test_a_lone_output_has_its_name(server, protocol):
+    latents = requests(2)["decode"]
+    with connect(server, protocol) as client:
+        inputs = {name: value.numpy() for name, value in latents.items()}
+        answer = client.ask("decode_tensors", inputs)
+    expected = small_signatures()["decode_tensors"](**latents)
+    assert set(answer) == set(expected) == {"image"}
+    assert answer["image"].dtype == np.float32
+    np.testing.assert_allclose(answer["image"], expected["image"], atol=1e-5)
+
+
 def test_both_protocols_give_the_same_bytes(server):
     inputs = {name: value.numpy() for name, value in requests(2)["sample"].items()}
     with connect(server, "grpc") as one, connect(server, "rest") as other:

@@ -82,7 +82,10 @@ WRONG = {
     "not UTF-8": b'{"outputs": "\xff"}',
     "nested": b"[" * 1_000_000,
     "no outputs": b'{"predictions": []}',
-    "no names": b'{"outputs": [[1]]}',
+    "no names": b'{"outputs": "image"}',
+    "a number": b'{"outputs": 1}',
+    "no name, no image": b'{"outputs": [[0.5], [0.5]]}',
+    "no name, one row": json.dumps({"outputs": IMAGES[:1].tolist()}).encode(),
     "no object": b"[]",
     "no image": outputs(kl=[[0.5], [0.5]]),
     "one row": outputs(image=IMAGES[:1].tolist()),
@@ -114,9 +117,12 @@ def test_what_is_no_answer_over_rest(body):
     assert caught.value.code == "INTERNAL"
 
 
-def test_a_right_answer_over_rest():
+@pytest.mark.parametrize("named", [True, False])
+def test_a_right_answer_over_rest(named):
+    """TensorFlow Serving leaves out the name of a lone output."""
+    body = {"outputs": {"image": IMAGES.tolist()} if named else IMAGES.tolist()}
     with (
-        raw_server(lambda: [http(outputs(image=IMAGES.tolist()))]) as (address, _),
+        raw_server(lambda: [http(json.dumps(body).encode())]) as (address, _),
         Client(address, "rest") as client,
     ):
         np.testing.assert_array_equal(client.sample(2), IMAGES)

@@ -232,13 +232,27 @@ def test_binary_images_are_drawn_by_the_rows_seed(binary_model):
     np.testing.assert_allclose(alone["elbo"][0], answer["elbo"][1], rtol=1e-4)
 
 
-def test_channels_that_no_png_holds():
-    two = NVAE(
-        tiny_model_config(
-            image_shape=(8, 8, 2), likelihood="normal", num_x_bits=8, num_latent_scales=1
-        )
+@pytest.fixture(scope="module")
+def signatures_without_png():
+    config = tiny_model_config(
+        image_shape=(8, 8, 2), likelihood="normal", num_x_bits=8, num_latent_scales=1
     )
-    signatures = make_signatures(two)
+    return make_signatures(NVAE(config))
+
+
+def test_channels_that_no_png_holds(signatures_without_png):
+    signatures = signatures_without_png
     assert set(signatures) == {"sample", "serving_default", "decode", *PORTABLE_NAMES}
     for name, outputs in (("sample", {"image"}), ("serving_default", {"image", "error"})):
         assert set(signatures[name].get_concrete_function().structured_outputs) == outputs
+
+
+def test_a_lone_output_is_the_image(signatures_without_png):
+    """TensorFlow Serving leaves out its name over REST, and `RestTransport` puts it back."""
+    found = {
+        name: set(signature.get_concrete_function().structured_outputs)
+        for name, signature in signatures_without_png.items()
+    }
+    found |= {name: set(small_signatures()[name].structured_outputs) for name in SIGNATURES}
+    lone = [outputs for outputs in found.values() if len(outputs) == 1]
+    assert len(lone) >= 2 and all(outputs == {"image"} for outputs in lone)
