@@ -137,11 +137,16 @@ def _noise(shapes: dict[str, list[int]], seeds: np.ndarray) -> dict[str, np.ndar
     Raises:
       Refusal: The server's model is none of this package.
     """
-    names = sorted(name for name in shapes if name.startswith("noise_"))
-    groups = [shapes[name] for name in names]
-    if not names or any(len(shape) != 3 or min(shape) < 1 for shape in groups):
-        raise Refusal("INTERNAL", f"its model's inputs {shapes} are not those of sample_tensors")
-    return dict(zip(names, noise_inputs(seeds, groups).values()))
+    count = sum(name.startswith("noise_") for name in shapes)
+    # By number, for as text noise_100 comes before noise_11.
+    groups = [shapes.get(f"noise_{group:02}", []) for group in range(count)]
+    if not groups or any(len(shape) != 3 or min(shape) < 1 for shape in groups):
+        raise Refusal(
+            "INTERNAL",
+            "its model's inputs are not those of sample_tensors, noise_00, noise_01, … with three "
+            f"sizes each: {shapes}",
+        )
+    return noise_inputs(seeds, groups)
 
 
 def _read(content: bytes, json_length: str | None) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from export.seed_noise import noise_inputs
 from export.serving_client import Client, RequestError
@@ -64,6 +65,20 @@ def test_portable_signatures(client):
     decoded = client.ask("decode_tensors", latents)["image"]
     expected = small_signatures()["decode_tensors"](**latents)["image"]
     np.testing.assert_allclose(decoded, expected, atol=1e-5)
+
+
+def test_groups_are_in_the_order_of_their_numbers():
+    """As text, `noise_100` comes before `noise_11`."""
+    shapes = [(1, 1, 1 + group % 3) for group in range(102)]
+    expected = noise_inputs([SEED], shapes)
+    specs = {name: tf.TensorSpec([None, *v.shape[1:]], name=name) for name, v in expected.items()}
+    specs["temperature"] = tf.TensorSpec([None], name="temperature")
+    echo = tf.function(lambda **inputs: inputs).get_concrete_function(**specs)
+    inputs = {"seed": np.array([SEED]), "temperature": np.float32([1.0])}
+    with kserve_server({"sample_tensors": echo}) as server, Client(server, "kserve") as client:
+        answer = client.ask("sample_tensors", inputs)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(answer[name], value)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +197,17 @@ def test_what_is_no_metadata(body):
     ):
         client.sample(1)
     assert caught.value.code == "INTERNAL" and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("names", [("noise_a",), ("noise_00", "noise_02"), ("noise_1", "noise_2")])
+def test_noise_is_numbered_from_zero(names):
+    inputs = metadata(**{name: [-1, 1, 1, 1] for name in names}, temperature=[-1, 1])
+    with (
+        raw_server(lambda: [http(inputs)]) as (address, _),
+        Client(address, "kserve") as client,
+        pytest.raises(RequestError, match="are not those of sample_tensors, noise_00, noise_01"),
+    ):
+        client.sample(1)
 
 
 def asked(*answer):

@@ -10,7 +10,7 @@ MARGINS = ("negative_elbo", "reconstruction", "kl")  # drawn with the 95 % margi
 
 
 def group_name(group: int) -> str:
-    """Returns the group's name, `group_00` for the lowest resolution; names sort top-down."""
+    """Returns the name `group_00` of the lowest resolution, …; TensorBoard sorts by number."""
     return f"group_{group:02d}"
 
 
