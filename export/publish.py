@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from absl import logging
 
 from export.manifest import Manifest, read_manifest
@@ -58,13 +59,15 @@ def publish(
       The version's directory.
 
     Raises:
-      WorseModelError: if `check_finite` or `check_blessing` refuses the model. No version is
-        written then.
-      ValueError: if `keep_versions` is below 1.
+      WorseModelError: if `check_blessing` refuses the model. No version is written then.
+      ValueError: if `keep_versions` is below 1, or a weight is not finite.
       NotADirectoryError: if the base is a file.
     """
     if keep_versions is not None and keep_versions < 1:
         raise ValueError(f"keep_versions must be at least 1, received {keep_versions}.")
+    for variable in model.variables:
+        if not np.isfinite(variable.numpy()).all():
+            raise ValueError(f"The values of {variable.path} are not finite: nothing was exported.")
     base = os.fspath(base)
     if os.path.exists(base) and not os.path.isdir(base):
         raise NotADirectoryError(f"The export base {base!r} is not a directory.")
@@ -72,10 +75,8 @@ def publish(
     with locked(os.path.join(base, _LOCK), f"publishes to {base}"):
         _remove_leftovers(base)
         present = versions(base)
-        if not allow_worse:
-            check_finite(manifest)
-            if present:
-                check_blessing(manifest, present[max(present)])
+        if present and not allow_worse:
+            check_blessing(manifest, present[max(present)])
         version = max(_numbers(base), default=0) + 1  # a name that nothing else has
         path = os.path.join(base, str(version))
         unfinished = os.path.join(base, f"{_UNFINISHED}{version}")
@@ -105,16 +106,6 @@ def versions(base: str | os.PathLike) -> dict[int, str]:
 
 def _numbers(base: str | os.PathLike) -> dict[int, str]:
     return {int(name): name for name in os.listdir(base) if re.fullmatch("[0-9]+", name)}
-
-
-def check_finite(manifest: Manifest) -> None:
-    """Raises a WorseModelError if the model was evaluated and the result is not finite."""
-    ours = manifest.metrics.get(METRIC, 0.0)
-    if not math.isfinite(ours):
-        raise WorseModelError(
-            f"The new model has {ours} bits per dim (step {manifest.step}): its weights are of no "
-            "use. Publish it nevertheless with --allow_worse."
-        )
 
 
 def check_blessing(manifest: Manifest, served: str | os.PathLike) -> None:

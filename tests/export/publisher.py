@@ -10,6 +10,7 @@ import dataclasses
 import sys
 import time
 
+import keras
 import tensorflow as tf
 
 from export import publish as publishing
@@ -41,7 +42,7 @@ def main() -> None:
     for _ in range(count):
         number = max(publishing.versions(base), default=0) + 1
         manifest = Manifest.of(ExperimentConfig(), step=number)
-        print(publishing.publish(None, base, manifest, keep), flush=True)
+        print(publishing.publish(keras.Model(), base, manifest, keep), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,22 @@ import sys
 import threading
 import time
 
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from export import publish as publishing
 from export.manifest import Manifest, manifest_of, read_manifest, write_manifest
 from export.publish import WorseModelError, check_blessing, check_files, publish, versions
-from nvae_tf import ExperimentConfig
+from nvae_tf import NVAE, ExperimentConfig
 from nvae_tf.runs.load import TrainedModel, save_weights
 from nvae_tf.runs.workdir import Workdir
-from tests.conftest import tiny_experiment_config
+from tests.conftest import tiny_experiment_config, tiny_model_config
 from tests.export.exported import small_model
 from tests.export.publisher import SIGNATURE
+
+MODEL = keras.Model()  # has no weights
 
 
 @pytest.fixture
@@ -49,53 +53,53 @@ def names(base):
 
 def test_versions_count_up(stand_in, tmp_path):
     base = tmp_path / "new" / "nvae"
-    assert publish(None, base, manifest()) == str(base / "1")
+    assert publish(MODEL, base, manifest()) == str(base / "1")
     (base / "0007").mkdir()
     (base / "notes").mkdir()
     (base / "²").mkdir()  # a digit for Python, not for a server
-    assert publish(None, base, manifest()) == str(base / "8")
+    assert publish(MODEL, base, manifest()) == str(base / "8")
     assert list(versions(base)) == [1, 7, 8]
 
 
 def test_the_newest_are_kept(stand_in, tmp_path):
     for _ in range(4):
-        publish(None, tmp_path, manifest())
+        publish(MODEL, tmp_path, manifest())
     (tmp_path / "notes").mkdir()
-    publish(None, tmp_path, manifest(), keep_versions=2)
+    publish(MODEL, tmp_path, manifest(), keep_versions=2)
     assert names(tmp_path) == ["4", "5", "notes"]
-    publish(None, tmp_path, manifest(), keep_versions=1)
+    publish(MODEL, tmp_path, manifest(), keep_versions=1)
     assert names(tmp_path) == ["6", "notes"]
 
 
 def test_keep_versions_must_be_positive(stand_in, tmp_path):
     with pytest.raises(ValueError, match="at least 1, received 0"):
-        publish(None, tmp_path, manifest(), keep_versions=0)
+        publish(MODEL, tmp_path, manifest(), keep_versions=0)
     assert not names(tmp_path)
 
 
 def test_the_base_must_be_a_directory(stand_in, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is not a directory"):
-        publish(None, tmp_path / "file", manifest())
+        publish(MODEL, tmp_path / "file", manifest())
 
 
 @pytest.mark.parametrize("failing", ["write_saved_model", "rename"])
 def test_a_failure_leaves_nothing(failing, stand_in, tmp_path, monkeypatch):
-    publish(None, tmp_path, manifest())
+    publish(MODEL, tmp_path, manifest())
 
     def fail(*args):
         raise OSError("disk full")
 
     monkeypatch.setattr(publishing if failing == "write_saved_model" else os, failing, fail)
     with pytest.raises(OSError, match="disk full"):
-        publish(None, tmp_path, manifest(), keep_versions=1)
+        publish(MODEL, tmp_path, manifest(), keep_versions=1)
     assert names(tmp_path) == ["1"]
 
 
 def test_what_killed_publishers_left_is_removed(stand_in, tmp_path):
     for name in (".unfinished-2", ".removed-1", ".somebody_elses"):
         (tmp_path / name / "variables").mkdir(parents=True)
-    publish(None, tmp_path, manifest())
+    publish(MODEL, tmp_path, manifest())
     assert names(tmp_path) == [".somebody_elses", "1"]
 
 
@@ -113,7 +117,7 @@ def test_publishers_take_turns(tmp_path, monkeypatch):
 
     monkeypatch.setattr(publishing, "write_saved_model", write)
     threads = [
-        threading.Thread(target=publish, args=(None, tmp_path, manifest(step=i))) for i in range(6)
+        threading.Thread(target=publish, args=(MODEL, tmp_path, manifest(step=i))) for i in range(6)
     ]
     for thread in threads:
         thread.start()
@@ -158,13 +162,13 @@ def test_anything_may_follow_what_was_not_evaluated(tmp_path):
 
 
 def test_a_worse_model_is_refused_before_anything_is_written(stand_in, tmp_path):
-    publish(None, tmp_path, manifest(2.0))
-    publish(None, tmp_path, manifest(1.0))
+    publish(MODEL, tmp_path, manifest(2.0))
+    publish(MODEL, tmp_path, manifest(1.0))
     with pytest.raises(WorseModelError, match=r"/2', has 1.0000"):
-        publish(None, tmp_path, manifest(1.5), keep_versions=1)  # better than version 1
+        publish(MODEL, tmp_path, manifest(1.5), keep_versions=1)  # better than version 1
     assert names(tmp_path) == ["1", "2"]
-    publish(None, tmp_path, manifest(1.5), allow_worse=True)
-    publish(None, tmp_path, manifest(1.2))
+    publish(MODEL, tmp_path, manifest(1.5), allow_worse=True)
+    publish(MODEL, tmp_path, manifest(1.2))
     assert names(tmp_path) == ["1", "2", "3", "4"]
 
 
@@ -173,7 +177,7 @@ def test_a_damaged_manifest_is_an_error(stand_in, tmp_path):
     extra.mkdir(parents=True)
     (extra / "nvae_manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a manifest"):
-        publish(None, tmp_path, manifest(1.0))
+        publish(MODEL, tmp_path, manifest(1.0))
 
 
 @pytest.fixture
@@ -297,8 +301,8 @@ def test_files_and_links_are_no_versions(stand_in, tmp_path):
     (tmp_path / "1").touch()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "3").symlink_to(tmp_path / "elsewhere")
-    assert publish(None, tmp_path, manifest()) == str(tmp_path / "4")
-    assert publish(None, tmp_path, manifest(), keep_versions=1) == str(tmp_path / "5")
+    assert publish(MODEL, tmp_path, manifest()) == str(tmp_path / "4")
+    assert publish(MODEL, tmp_path, manifest(), keep_versions=1) == str(tmp_path / "5")
     assert list(versions(tmp_path)) == [5] and (tmp_path / "3").is_symlink()
 
 
@@ -306,37 +310,43 @@ def test_a_version_that_cannot_be_removed_is_a_warning(stand_in, tmp_path, monke
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "not yours")
 
-    publish(None, tmp_path, manifest())
+    publish(MODEL, tmp_path, manifest())
     (tmp_path / f"{publishing._REMOVED}9").mkdir()
     monkeypatch.setattr(publishing.os, "rmdir", refuse)
-    assert publish(None, tmp_path, manifest(), keep_versions=1) == str(tmp_path / "2")
+    assert publish(MODEL, tmp_path, manifest(), keep_versions=1) == str(tmp_path / "2")
     assert list(versions(tmp_path)) == [2]
     assert "Could not remove" in caplog.text and "not yours" in caplog.text
 
 
+def test_weights_that_are_not_finite_are_not_published(tmp_path):
+    model = NVAE(tiny_model_config())
+    kernel = model.stem.kernel
+    kernel.assign(np.full(kernel.shape, np.nan, np.float32))
+    with pytest.raises(ValueError, match="stem/kernel are not finite: nothing was exported"):
+        publish(model, tmp_path / "base", manifest(), allow_worse=True)
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("bits", [math.nan, math.inf])
-def test_what_is_not_finite_is_neither_published_nor_in_the_way(stand_in, tmp_path, bits):
-    with pytest.raises(WorseModelError, match=f"has {bits} bits per dim"):
-        publish(None, tmp_path, manifest(bits))
-    assert not names(tmp_path)
-    publish(None, tmp_path, manifest(bits), allow_worse=True)
-    assert publish(None, tmp_path, manifest(5.0)) == str(tmp_path / "2")
+def test_bits_that_are_not_finite_are_not_in_the_way(stand_in, tmp_path, bits):
+    publish(MODEL, tmp_path, manifest(bits))
+    assert publish(MODEL, tmp_path, manifest(5.0)) == str(tmp_path / "2")
 
 
 def test_evaluations_on_other_images_do_not_compare(stand_in, tmp_path):
-    publish(None, tmp_path, manifest(0.5))
+    publish(MODEL, tmp_path, manifest(0.5))
     fewer = manifest(0.4)
     fewer.metrics["num_images"] = 8
     with pytest.raises(WorseModelError, match="on 9 images of 'test'.*on 8 images of 'test'"):
-        publish(None, tmp_path, fewer)
+        publish(MODEL, tmp_path, fewer)
     known = manifest(0.5)
     known.metrics["images_sha256"] = "a"
-    publish(None, tmp_path, known)
+    publish(MODEL, tmp_path, known)
     other = manifest(0.4)
     other.metrics["images_sha256"] = "b"
     with pytest.raises(WorseModelError, match="on other 9 images of 'test'"):
-        publish(None, tmp_path, other)
-    assert publish(None, tmp_path, manifest(0.5)).endswith("3")  # one that does not say
+        publish(MODEL, tmp_path, other)
+    assert publish(MODEL, tmp_path, manifest(0.5)).endswith("3")  # one that does not say
 
 
 def test_what_lists_the_versions_is_updated_between_the_new_and_the_old(stand_in, tmp_path):
@@ -346,9 +356,9 @@ def test_what_lists_the_versions_is_updated_between_the_new_and_the_old(stand_in
         seen.append((list(versions(base)), list(kept)))
 
     for _ in range(3):
-        publish(None, tmp_path, manifest(), keep_versions=2, index=index)
+        publish(MODEL, tmp_path, manifest(), keep_versions=2, index=index)
     assert seen == [([1], [1]), ([1, 2], [1, 2]), ([1, 2, 3], [2, 3])]
-    publish(None, tmp_path, manifest(), index=index)
+    publish(MODEL, tmp_path, manifest(), index=index)
     assert seen[-1] == ([2, 3, 4], [2, 3, 4])
 
 
