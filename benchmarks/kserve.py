@@ -57,7 +57,8 @@ def main(argv: list[str]) -> None:
     print("|---|---|---|---|---|---|---|")
     with Client(_SERVER.value, "kserve", _MODEL.value) as client:
         for images in _IMAGES.value:
-            client.sample(images * _WARM_UP)
+            for _ in range(_WARM_UP):
+                client.sample(images)
             for clients in _CLIENTS.value:
                 *times, total = measure(client, images, clients, _REQUESTS.value)
                 late = " | ".join(
