@@ -12,6 +12,7 @@ input pipeline. XLA draws other noise than TensorFlow, so a run of it is not bit
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
@@ -22,6 +23,7 @@ from benchmarks.step_modules import write
 from nvae_tf import presets
 from nvae_tf.command_line import config_changes, define_config_flag, usage_errors, use_devices
 from nvae_tf.data import load_images, training_batches, training_input
+from nvae_tf.files import new_directory
 from nvae_tf.model.stacks import read_values
 from nvae_tf.runs.load import TrainedModel
 from trainers.run.strategies import make_strategy
@@ -40,44 +42,46 @@ _DRAWS = flags.DEFINE_integer(
     lower_bound=0,
 )
 _VALUES = flags.DEFINE_bool("values", True, "Whether to write the state's values.")
-_OUTPUT = flags.DEFINE_string("output", None, "Directory of the files.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "New directory of the files.", required=True)
 
 _UNKNOWN_IMAGES = 50_000  # images of an epoch, where only times are of interest
 
 
 def main(argv: list[str]) -> None:
-    with usage_errors(argv):
-        if _IMAGES.value and not _VALUES.value:
-            raise ValueError("--images needs the state's values, to start training with.")
-        if os.path.isdir(_OUTPUT.value) and os.listdir(_OUTPUT.value):
-            raise ValueError(f"--output={_OUTPUT.value!r} is not empty: it may hold another step.")
-        config = config_changes(presets.get(_PRESET.value)).override({"train.jit_compile": "step"})
-        if 0 < config.train.frozen_batch_norm_portion < 1:
-            raise ValueError(
-                "A compiled step stays the same: train.frozen_batch_norm_portion must be 0, or 1 "
-                "in a run of its own that starts with --init_from."
+    with contextlib.ExitStack() as scope:
+        with usage_errors(argv):
+            if _IMAGES.value and not _VALUES.value:
+                raise ValueError("--images needs the state's values, to start training with.")
+            directory = scope.enter_context(new_directory(_OUTPUT.value))
+            config = config_changes(presets.get(_PRESET.value)).override(
+                {"train.jit_compile": "step"}
             )
-        init_from = TrainedModel.of(_INIT_FROM.value) if _INIT_FROM.value else None
+            if 0 < config.train.frozen_batch_norm_portion < 1:
+                raise ValueError(
+                    "A compiled step stays the same: train.frozen_batch_norm_portion must be 0, or "
+                    "1 in a run of its own that starts with --init_from."
+                )
+            init_from = TrainedModel.of(_INIT_FROM.value) if _INIT_FROM.value else None
+            if init_from:
+                init_from.check_same_model(config)
+            splits = {"train": config.data.train_split, "test": config.data.test_split}
+            images = {}
+            if _IMAGES.value:
+                images = {
+                    name: load_images(config.data, config.model, split)
+                    for name, split in splits.items()
+                }
+        use_devices(training=True)
+        count = len(images["train"]) if images else _UNKNOWN_IMAGES
+        trainer = Trainer(config, make_strategy("one_device"), count)
         if init_from:
-            init_from.check_same_model(config)
-        splits = {"train": config.data.train_split, "test": config.data.test_split}
-        images = {}
-        if _IMAGES.value:
-            images = {
-                name: load_images(config.data, config.model, split)
-                for name, split in splits.items()
-            }
-    use_devices(training=True)
-    count = len(images["train"]) if images else _UNKNOWN_IMAGES
-    trainer = Trainer(config, make_strategy("one_device"), count)
-    if init_from:
-        trainer.state.start_from(read_values(init_from.load().variables))
-    elif images:
-        stored = next(iter(training_batches(images["train"], config)))
-        trainer.initialize_from_batch(training_input(stored, config, tf.constant(0)))
-    write(trainer, _OUTPUT.value, _STEPS.value, _DRAWS.value, _VALUES.value)
-    if images:
-        np.savez_compressed(os.path.join(_OUTPUT.value, "images.npz"), **images)
+            trainer.state.start_from(read_values(init_from.load().variables))
+        elif images:
+            stored = next(iter(training_batches(images["train"], config)))
+            trainer.initialize_from_batch(training_input(stored, config, tf.constant(0)))
+        write(trainer, directory, _STEPS.value, _DRAWS.value, _VALUES.value)
+        if images:
+            np.savez_compressed(os.path.join(directory, "images.npz"), **images)
 
 
 if __name__ == "__main__":

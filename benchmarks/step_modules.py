@@ -130,13 +130,12 @@ def write(
 
     Args:
       trainer: On one device, with `train.jit_compile=step`.
-      directory: Where the files go.
+      directory: Where the files go, which exists.
       steps_per_call: How many steps a call takes.
       draws: How many draws a pass of the importance-weighted bound makes for each of its images;
         0: without the bound.
       values: Whether to write the state's values; else, made-up ones are used.
     """
-    os.makedirs(directory, exist_ok=True)
     model, size = trainer.config.model, trainer.config.train.global_batch_size
     if values:
         state = {str(i): v.numpy() for i, v in enumerate(trainer.state.variables)}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -20,6 +21,15 @@ from trainers.run.trainer import Trainer
 
 needs_jax = pytest.mark.skipif(
     importlib.util.find_spec("jax") is None, reason="JAX is not installed"
+)
+
+SMALL = (
+    "--preset=quickstart",
+    "--config.model.num_groups_per_scale=1",
+    "--config.model.min_groups_per_scale=1",
+    "--config.model.num_latent_scales=1",
+    "--config.model.num_channels_enc=4",
+    "--config.model.num_channels_dec=4",
 )
 
 
@@ -46,6 +56,17 @@ def test_several_steps_in_one_call_are_those_of_the_trainer():
 
 
 @pytest.mark.slow
+def test_a_failure_leaves_no_half_of_the_files(tmp_path):
+    """The first file is larger than the system allows here."""
+    command = [sys.executable, "-m", "benchmarks.compiled_step", *SMALL]
+    limited = ["bash", "-c", 'ulimit -f 1 && exec "$@"', "bash", *command]
+    limited.append(f"--output={tmp_path / 'steps'}")
+    ended = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "File too large" in ended.stderr
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
 @needs_jax
 def test_jax_takes_the_steps_of_tensorflow(tmp_path):
     config = small_experiment_config(steps=100).override({"train.jit_compile": "step"})
@@ -64,17 +85,9 @@ def test_jax_takes_the_steps_of_tensorflow(tmp_path):
 @pytest.mark.slow
 @needs_jax
 def test_what_jax_has_trained_is_a_run(tmp_path):
-    model = {
-        "num_groups_per_scale": 1,
-        "min_groups_per_scale": 1,
-        "num_latent_scales": 1,
-        "num_channels_enc": 4,
-        "num_channels_dec": 4,
-    }
-    changes = [f"--config.model.{name}={value}" for name, value in model.items()]
-    changes += ["--config.train.steps=4", "--config.train.global_batch_size=4"]
+    changes = [*SMALL, "--config.train.steps=4", "--config.train.global_batch_size=4"]
     written, trained, workdir = tmp_path / "steps", tmp_path / "trained", tmp_path / "run"
-    run("compiled_step", "--preset=quickstart", *changes, "--images", "--steps_per_call=2",
+    run("compiled_step", *changes, "--images", "--steps_per_call=2",
         "--draws=2", f"--output={written}")  # fmt: skip
     run("train_compiled_step", written, trained, "--draws=4", "--bound_seconds=1", "--log_every=1")
     log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
