@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import pathlib
 
 import keras
@@ -24,6 +25,7 @@ from nvae_tf.command_line import usage_errors
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data import load_images
 from nvae_tf.data.idx import load_idx_labels
+from nvae_tf.data.pictures import EXTENSIONS
 from nvae_tf.files import new_directory
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the images.", required=True)
@@ -39,12 +41,22 @@ def csv_labels(split: str) -> np.ndarray:
     """Reads the labels of a split, in the order of its pictures' names, from labels.csv.
 
     Raises:
-      ValueError: A picture has none.
+      ValueError: A picture has none, or a line is not a path and a label.
     """
     table = pathlib.Path(_DATA_DIR.value, "labels.csv")
+    labels = {}
     with table.open(newline="") as file:
-        labels = dict(csv.reader(file))
-    paths = [f"{split}/{path.name}" for path in sorted(table.with_name(split).iterdir())]
+        lines = csv.reader(file)
+        for line in lines:
+            if len(line) != 2:
+                raise ValueError(
+                    f"{table}, line {lines.line_num}: a line has a picture's path and its label, "
+                    f"received {','.join(line)!r}."
+                )
+            labels[line[0]] = line[1]
+    # The files that load_images takes.
+    names = [name for name in os.listdir(table.with_name(split)) if name[0] != "."]
+    paths = [f"{split}/{name}" for name in sorted(names) if name.lower().endswith(EXTENSIONS)]
     missing = [path for path in paths if path not in labels]
     if missing:
         raise ValueError(f"{table} has no label for {missing[0]}.")

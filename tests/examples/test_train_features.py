@@ -71,6 +71,8 @@ def pictures(tmp_path):
 
 
 def test_pictures_have_labels_in_a_table(pictures, tmp_path):
+    for other in (".DS_Store", "notes.txt"):  # no pictures, so they need no labels
+        (pictures / "train" / other).touch()
     output = tmp_path / "features"
     printed = run(*command(pictures, output), "--epochs=100")
     assert printed.splitlines()[-1].startswith(f"{output}: 100.00%")
@@ -82,6 +84,8 @@ def test_pictures_have_labels_in_a_table(pictures, tmp_path):
     [
         (lambda lines: lines[1:], "labels.csv has no label for train/0.png"),
         (lambda lines: [*lines[:-1], "test/19.png,green\n"], "has the labels green"),
+        (lambda lines: [*lines[:2], "\n", *lines[2:]], "labels.csv, line 3: a line has"),
+        (lambda lines: ["train/0.png,red,blue\n", *lines[1:]], "received 'train/0.png,red,blue'"),
     ],
 )
 def test_each_picture_needs_a_label_to_learn(pictures, tmp_path, broken, message):
