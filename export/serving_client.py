@@ -350,6 +350,7 @@ def read_pictures(pictures: Sequence[str | os.PathLike | bytes]) -> np.ndarray:
 
 
 def _read_file(path: str | os.PathLike) -> bytes:
+    """Does what `nvae_tf.files.read_bytes` does, whose package imports TensorFlow."""
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
         raise ValueError(f"{os.fspath(path)!r} is not a regular file.")
     if os.path.getsize(path) > _MAX_FILE:

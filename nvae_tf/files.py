@@ -10,6 +10,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -203,6 +204,26 @@ def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
     write_atomically(path, content.getvalue())
 
 
+def read_bytes(path: str | bytes | os.PathLike, most: float = math.inf) -> bytes:
+    """Reads a file that is to end: a pipe or a device may never do so.
+
+    Args:
+      path: The path.
+      most: The number of bytes that it may have; the error names it in MiB.
+
+    Raises:
+      ValueError: It is not a regular file, or has more bytes.
+      OSError: There is none, or it cannot be read.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{os.fspath(path)!r} is not a regular file.")
+    if status.st_size > most:
+        raise ValueError(f"{os.fspath(path)!r} has more than {most / 2**20:g} MiB.")
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def read_text(path: str | os.PathLike) -> str:
     """Reads a small text, such as a configuration.
 
@@ -210,16 +231,10 @@ def read_text(path: str | os.PathLike) -> str:
       ValueError: It is not a regular file, has more than 16 MiB, or is not UTF-8.
       OSError: There is none, or it cannot be read.
     """
-    path = os.fspath(path)
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
-        raise ValueError(f"{path!r} is not a regular file.")
-    if os.path.getsize(path) > _SMALL:
-        raise ValueError(f"{path!r} has more than {_SMALL >> 20} MiB.")
-    with open(path, encoding="utf-8") as file:
-        try:
-            return file.read()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path!r} is not a text in UTF-8: {error}.") from error
+    try:
+        return read_bytes(path, _SMALL).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)!r} is not a text in UTF-8: {error}.") from error
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from nvae_tf.data.source import (
     decoded_source,
     files_identity,
 )
+from nvae_tf.files import read_bytes
 
 # TFDS can read directories as well, but only PNG and JPEG files in `split/label/`. It scales 16-bit
 # files silently, and its errors do not name the file.
@@ -50,11 +51,10 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
         )
 
     def read(path: bytes) -> np.ndarray:
-        if not os.path.isfile(path):  # reading from a pipe or a device may never end
-            raise UnreadableError("it is not a regular file")
         try:
-            with open(path, "rb") as file:
-                content = file.read()
+            content = read_bytes(path)
+        except ValueError as error:
+            raise UnreadableError("it is not a regular file") from error
         except OSError as error:
             raise UnreadableError(error.strerror) from error
         return decode_picture(content, model.image_shape[-1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ import tensorflow as tf
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.fit import crop_and_average, crop_and_resize, size_problem
 from nvae_tf.data.pictures import decode_picture
+from nvae_tf.files import read_bytes
 
 _OPAQUE = 255
 _ROUNDING = 1e-5  # a share of a pixel that only looks as if it lay in the hole
@@ -45,8 +45,9 @@ def _load(path: str, data: DataConfig, model: ModelConfig) -> tuple[np.ndarray, 
     channels = model.image_shape[-1]
     # A model whose images have an alpha channel themselves takes transparency as content.
     with_alpha = channels + 1 if channels in (1, 3) else channels
+    content = read_bytes(path)
     try:
-        pixels = decode_picture(_read(path), with_alpha)
+        pixels = decode_picture(content, with_alpha)
         if problem := size_problem(data, model, *pixels.shape[:2]):
             raise ValueError(problem)
     except ValueError as error:
@@ -71,8 +72,9 @@ def load_mask(path: str, model: ModelConfig) -> np.ndarray:
       ValueError: It cannot be read, has colours or has another size.
       OSError: It cannot be opened.
     """
+    content = read_bytes(path)
     try:
-        pixels = decode_picture(_read(path), 4)
+        pixels = decode_picture(content, 4)
         if np.any(pixels[:, :, :3] != pixels[:, :, :1]) or np.any(pixels[:, :, 3] != _OPAQUE):
             raise ValueError("a mask is gray and opaque, and this picture is not")
     except ValueError as error:
@@ -108,10 +110,3 @@ def rectangle(sides: Sequence[int], model: ModelConfig) -> np.ndarray:
         "A hole is top,left,height,width in pixels, inside of the model's images of "
         f"{height}x{width} pixels and not empty; received {','.join(map(str, sides))}."
     )
-
-
-def _read(path: str) -> bytes:
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
-        raise ValueError("it is not a regular file")
-    with open(path, "rb") as file:
-        return file.read()
