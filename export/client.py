@@ -19,8 +19,7 @@ from absl import app, flags
 from export.serving_client import PROTOCOLS, Client, read_pictures
 from export.transports.transport import MAX_RETRIES
 from nvae_tf.command_line import MAX_IMAGES, check_flags_of_mode, usage_errors
-from nvae_tf.files import write_atomically
-from nvae_tf.sampling.images import check_image_output, encode_png, image_writer, sheet
+from nvae_tf.sampling.images import check_image_output, image_writer
 
 _FLAGS_OF_MODE = {
     "sample": ("num_samples", "seed", "temperature"),
@@ -106,7 +105,7 @@ def main(argv: list[str]) -> None:
         mode, number, pictures = _MODE.value, _NUM_SAMPLES.value, _IMAGES.value
         check_flags(mode)
         rows = {"sample": number, "reconstruct": len(pictures), "vary": number * len(pictures)}
-        output_format = check_image_output(_OUTPUT.value, rows[mode])
+        check_image_output(_OUTPUT.value, rows[mode])
         with Client(
             _SERVER.value,
             _PROTOCOL.value,
@@ -128,12 +127,9 @@ def main(argv: list[str]) -> None:
                     for content in contents
                 ]
                 images = np.concatenate(varied)
-        if output_format == ".png":
-            columns = number if mode == "vary" else None
-            write_atomically(_OUTPUT.value, encode_png(sheet(images, columns)))
-        else:
-            with image_writer(_OUTPUT.value, len(images), images.shape[1:]) as write:
-                write(images)
+        columns = number if mode == "vary" else None
+        with image_writer(_OUTPUT.value, len(images), images.shape[1:], columns) as write:
+            write(images)
     print(f"{mode}, {len(images)} images from {_SERVER.value}: {_OUTPUT.value}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 
@@ -32,7 +33,7 @@ from nvae_tf.data.holes import load_mask, load_with_holes, rectangle
 from nvae_tf.evaluation.completion import PixelFrequencies, score
 from nvae_tf.files import check_output, new_directory, to_json, write_atomically
 from nvae_tf.sampling.completion import Completer
-from nvae_tf.sampling.images import check_channels, encode_grid, encode_png, show_holes, to_uint8
+from nvae_tf.sampling.images import check_channels, encode_grid, show_holes, to_uint8, write_pngs
 
 _SHEET_ROWS = 32
 
@@ -132,11 +133,9 @@ def images_and_holes(config: ExperimentConfig) -> tuple[np.ndarray, np.ndarray]:
 def write_pictures(directory: str, completed: np.ndarray) -> None:
     """Writes completions (N, M, h, w, C) uint8 as the PNG files of a directory."""
     digits = max(2, len(str(completed.shape[1] - 1)))
-    for number, completions in enumerate(completed):
-        for completion, image in enumerate(completions):
-            name = f"{number:05}_{completion:0{digits}}.png"
-            with open(os.path.join(directory, name), "wb") as file:
-                file.write(encode_png(image))
+    pairs = itertools.product(*map(range, completed.shape[:2]))
+    names = (f"{number:05}_{completion:0{digits}}.png" for number, completion in pairs)
+    write_pngs(directory, completed.reshape(-1, *completed.shape[2:]), names)
 
 
 def main(argv: list[str]) -> None:

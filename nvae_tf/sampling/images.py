@@ -178,7 +178,7 @@ def check_grid_output(path: str, channels: int) -> None:
 
 @contextlib.contextmanager
 def image_writer(
-    path: str, count: int, shape: tuple[int, int, int]
+    path: str, count: int, shape: tuple[int, int, int], columns: int | None = None
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Opens an output to which batches of images are written; it appears complete at the end.
 
@@ -190,6 +190,7 @@ def image_writer(
       path: The path of the file or directory.
       count: The total number of images.
       shape: The shape (h, w, C) of each image.
+      columns: Of a sheet: number of images in a row, as `sheet` takes it.
 
     Yields:
       A function that writes a batch (B, h, w, C) uint8.
@@ -200,10 +201,13 @@ def image_writer(
       FileNotFoundError: if the directory that would hold the file does not exist.
     """
     output_format = check_image_output(path, count)
-    if output_format != ".npy":
+    if output_format == ".npy":
+        writer = _array_writer(path, count, shape)
+    else:
         check_channels(".png", shape[-1])
-    writer = {".png": _sheet_writer, ".npy": _array_writer, "/": _directory_writer}[output_format]
-    with writer(path, count, shape) as write:
+        is_sheet = output_format == ".png"
+        writer = _sheet_writer(path, columns) if is_sheet else _directory_writer(path, count)
+    with writer as write:
         yield write
 
 
@@ -237,31 +241,25 @@ def check_image_output(path: str, count: int) -> str:
 
 
 @contextlib.contextmanager
-def _sheet_writer(
-    path: str, count: int, shape: tuple[int, int, int]
-) -> Iterator[Callable[[np.ndarray], None]]:
-    del count, shape
+def _sheet_writer(path: str, columns: int | None) -> Iterator[Callable[[np.ndarray], None]]:
     batches: list[np.ndarray] = []
     yield batches.append
-    write_atomically(path, encode_png(sheet(np.concatenate(batches))))
+    write_atomically(path, encode_png(sheet(np.concatenate(batches), columns)))
 
 
 @contextlib.contextmanager
-def _directory_writer(
-    path: str, count: int, shape: tuple[int, int, int]
-) -> Iterator[Callable[[np.ndarray], None]]:
-    del shape
+def _directory_writer(path: str, count: int) -> Iterator[Callable[[np.ndarray], None]]:
     digits = max(5, len(str(count - 1)))
-    numbers = itertools.count()
+    names = (f"{number:0{digits}}.png" for number in itertools.count())
     with new_directory(path) as temporary:
+        yield lambda images: write_pngs(temporary, images, names)
 
-        def write(images: np.ndarray) -> None:
-            for image in images:
-                name = os.path.join(temporary, f"{next(numbers):0{digits}}.png")
-                with open(name, "wb") as file:
-                    file.write(encode_png(image))
 
-        yield write
+def write_pngs(directory: str, images: np.ndarray, names: Iterator[str]) -> None:
+    """Writes images (B, h, w, C) uint8 as PNG files of a directory, with the next B names."""
+    for image, name in zip(images, names):  # in this order, for the end must not take a name
+        with open(os.path.join(directory, name), "wb") as file:
+            file.write(encode_png(image))
 
 
 @contextlib.contextmanager

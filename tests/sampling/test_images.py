@@ -114,6 +114,14 @@ def test_images_as_a_sheet_an_array_and_a_directory(tmp_path):
         np.testing.assert_array_equal(tf.io.decode_png(content), image)
 
 
+def test_a_sheet_s_columns_can_be_given(tmp_path):
+    images = random_pictures(6, 4, 5, 3)
+    with image_writer(f"{tmp_path}/a.png", 6, (4, 5, 3), columns=2) as add:
+        add(images)
+    expected = sheet(images, columns=2)
+    np.testing.assert_array_equal(tf.io.decode_png((tmp_path / "a.png").read_bytes()), expected)
+
+
 def test_names_sort_in_order_however_many_there_are(tmp_path):
     with image_writer(f"{tmp_path}/a/", 100_001, (2, 2, 1)) as add:
         add(random_pictures(2, 2, 2, 1))
