@@ -17,6 +17,7 @@ from benchmarks.workloads import peak_resident_gigabytes, print_table
 from nvae_tf import presets
 from nvae_tf.command_line import config_changes, define_config_flag, usage_errors, use_devices
 from trainers.run.strategies import make_strategy
+from trainers.run.traced_step import Batches
 from trainers.run.trainer import Trainer
 
 _PRESET = flags.DEFINE_string("preset", "cifar10", "Configuration of the run.")
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
     print_table((f"{_PRESET.value}, {replicas} replicas", ""), rows)
 
 
-def count_operations(trainer: Trainer, batches: tf.distribute.DistributedDataset) -> int:
+def count_operations(trainer: Trainer, batches: Batches) -> int:
     """Returns the number of operations in the graph of a step and in all functions it calls."""
     definition = trainer.traced_step().concrete_functions(batches)[0].graph.as_graph_def()
     functions = sum(len(function.node_def) for function in definition.library.function)

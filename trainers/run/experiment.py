@@ -28,6 +28,7 @@ from trainers.run.progress import Progress, validation_elbo
 from trainers.run.signals import Stopped, StopRequest
 from trainers.run.step_profile import StepProfile, StepRange
 from trainers.run.strategies import check_devices, device_names, is_chief, make_strategy
+from trainers.run.traced_step import Batches
 from trainers.run.trainer import DivergedError, Trainer, has_diverged
 
 
@@ -211,7 +212,7 @@ class _Run:
             trainer.initialize_from_batch(self._batch(self.step))
         if not restored or self._checkpointer.restored_weights_alone:
             self._save()  # so that there is always something whole to go back to
-        self._batches: tf.distribute.DistributedDataset = trainer.batches(self._images)
+        self._batches: Batches = trainer.batches(self._images)
         if self.step < total:
             self._trace()
         if self._chief:

@@ -6,13 +6,14 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainers.run.traced_step import Batches
 from trainers.run.trainer import Trainer
 
 # Operations whose outputs share the memory of their inputs.
 _ALIASES = {"Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "Unpack"}
 
 
-def expected_memory(trainer: Trainer, batches: tf.distribute.DistributedDataset) -> int:
+def expected_memory(trainer: Trainer, batches: Batches) -> int:
     """Estimates the bytes that variables and tensors take at most, on each replica.
 
     They are those of the step to come, which needs others once batch normalisation is frozen.

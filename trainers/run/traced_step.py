@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -14,6 +14,9 @@ from nvae_tf.training.metrics import StepMetrics
 from trainers.run.accumulation import Accumulator
 from trainers.run.state import Reading, TrainState
 from trainers.run.step import Share, StepDefinition, forward_backward, prepare, update
+
+# What feeds a step: each element holds the images of this process's replicas.
+Batches: TypeAlias = tf.data.Dataset | tf.distribute.DistributedDataset
 
 
 class TracedStep:
@@ -69,7 +72,7 @@ class TracedStep:
             self._part(next_batch(), tf.constant(part), wanted)
         return self._finish()
 
-    def concrete_functions(self, batches: tf.distribute.DistributedDataset) -> list[Any]:
+    def concrete_functions(self, batches: Batches) -> list[Any]:
         """Returns the traced functions that make up a step; the first one computes gradients."""
         self._trace_apart()
         stop = tf.TensorSpec([], tf.bool)
@@ -81,7 +84,7 @@ class TracedStep:
             self._finish.get_concrete_function(),
         ]
 
-    def gradient_graph(self, batches: tf.distribute.DistributedDataset) -> tuple[tf.Graph, int]:
+    def gradient_graph(self, batches: Batches) -> tuple[tf.Graph, int]:
         """Returns the graph that computes gradients, and for how many replicas it does."""
         traced = self.concrete_functions(batches)[0]
         if self._apart:

@@ -21,7 +21,7 @@ from nvae_tf.training.schedule import Schedule
 from trainers.run.state import TrainState
 from trainers.run.step import StepDefinition
 from trainers.run.strategies import check_devices
-from trainers.run.traced_step import TracedStep
+from trainers.run.traced_step import Batches, TracedStep
 
 _NOT_FINITE_LIMIT = 5  # steps in a row, at which the run counts as diverged
 
@@ -122,7 +122,7 @@ class Trainer:
         total = self.strategy.run(self._sum, args=(tf.constant(number, tf.int64),))
         return int(self.strategy.experimental_local_results(total)[0])
 
-    def batches(self, images: np.ndarray) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    def batches(self, images: np.ndarray) -> Batches:
         """Returns the images of all steps to come, each replica's share of each part.
 
         Args:
@@ -147,7 +147,7 @@ class Trainer:
             return own(tf.distribute.InputContext())
         return self.strategy.distribute_datasets_from_function(own)
 
-    def trace(self, batches: tf.distribute.DistributedDataset) -> float:
+    def trace(self, batches: Batches) -> float:
         """Traces the step to come for such batches without running it; returns the seconds."""
         start = time.perf_counter()
         self.traced_step().concrete_functions(batches)
