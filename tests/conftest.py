@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import struct
+from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -85,6 +89,16 @@ def small_experiment_config(**train_changes) -> ExperimentConfig:
     return tiny_experiment_config(**train_changes).override(
         {"model.num_latent_scales": 1, "model.arch_instance": "res_bnswish"}
     )
+
+
+@contextlib.contextmanager
+def handled_as(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """A scope in which a signal has a handler, whatever started the tests has made of it."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def idx_file(values: np.ndarray) -> bytes:

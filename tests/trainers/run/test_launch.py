@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from tests.conftest import tiny_experiment_config
+from tests.conftest import handled_as, tiny_experiment_config
 from trainers.run import launch as module
 from trainers.run.launch import check_launch, launch
 
@@ -99,10 +99,11 @@ time.sleep(60)
             pass
         os.kill(os.getpid(), number)
 
-    threading.Thread(target=stop_when_ready).start()
-    assert launch(2, worker(tmp_path, code)) == 0
-    assert sorted(os.listdir(tmp_path)) == ["stop0", "stop1"]
-    assert signal.getsignal(number) == signal.SIG_DFL
+    with handled_as(number, signal.SIG_DFL):
+        threading.Thread(target=stop_when_ready).start()
+        assert launch(2, worker(tmp_path, code)) == 0
+        assert sorted(os.listdir(tmp_path)) == ["stop0", "stop1"]
+        assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_a_worker_that_a_signal_ended_has_the_shells_code(tmp_path):

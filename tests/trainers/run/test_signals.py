@@ -6,29 +6,26 @@ import threading
 
 import pytest
 
+from tests.conftest import handled_as
 from trainers.run.signals import Stopped, StopRequest, handled
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_is_noted_and_its_handler_comes_back(number):
-    before = signal.getsignal(number)
-    with StopRequest() as stop:
-        stop.check()
-        os.kill(os.getpid(), number)
-        assert stop.name == number.name
-        with pytest.raises(Stopped, match=number.name):
+    with handled_as(number, signal.SIG_DFL):
+        with StopRequest() as stop:
             stop.check()
-    assert signal.getsignal(number) == before
+            os.kill(os.getpid(), number)
+            assert stop.name == number.name
+            with pytest.raises(Stopped, match=number.name):
+                stop.check()
+        assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_what_nohup_ignores_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert stop.name is None
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with handled_as(signal.SIGHUP, signal.SIG_IGN), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.name is None
 
 
 def test_a_run_in_another_thread_leaves_signals_alone():
