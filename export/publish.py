@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from absl import logging
 
 from export.manifest import Manifest, read_manifest
@@ -19,6 +18,7 @@ from export.portable_names import PORTABLE_NAMES
 from export.saved_model import write_saved_model
 from nvae_tf.files import locked
 from nvae_tf.model.nvae import NVAE
+from nvae_tf.model.stacks import first_not_finite
 
 METRIC = "negative_elbo_bits_per_dim"
 _DIGEST = "images_sha256"  # of the images on which it was measured
@@ -65,9 +65,8 @@ def publish(
     """
     if keep_versions is not None and keep_versions < 1:
         raise ValueError(f"keep_versions must be at least 1, received {keep_versions}.")
-    for variable in model.variables:
-        if not np.isfinite(variable.numpy()).all():
-            raise ValueError(f"The values of {variable.path} are not finite: nothing was exported.")
+    if wrong := first_not_finite(model.variables):
+        raise ValueError(f"The values of {wrong} are not finite: nothing was exported.")
     base = os.fspath(base)
     if os.path.exists(base) and not os.path.isdir(base):
         raise NotADirectoryError(f"The export base {base!r} is not a directory.")

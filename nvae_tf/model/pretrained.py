@@ -23,6 +23,7 @@ import numpy as np
 from nvae_tf import presets
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.files import new_directory, read_json, read_text
+from nvae_tf.model.stacks import first_not_finite
 
 _CONFIG, _METADATA, _WEIGHTS, _CARD = (
     "config.json",
@@ -107,9 +108,8 @@ class Pretrained:
             raise ValueError(
                 f"{path!r} does not hold the weights of this model: {error}"
             ) from error
-        for variable in model.variables:
-            if not np.isfinite(variable.numpy()).all():
-                raise ValueError(f"{path!r}: the values of {variable.path} are not finite.")
+        if wrong := first_not_finite(model.variables):
+            raise ValueError(f"{path!r}: the values of {wrong} are not finite.")
 
 
 def builtin_directory() -> str:
@@ -168,9 +168,8 @@ def save(
         raise ValueError(
             f"mantissa_bits must be from 1 to {MANTISSA_BITS}, received {mantissa_bits}."
         )
-    for variable in model.variables:
-        if not np.isfinite(variable.numpy()).all():
-            raise ValueError(f"The values of {variable.path} are not finite: nothing was saved.")
+    if wrong := first_not_finite(model.variables):
+        raise ValueError(f"The values of {wrong} are not finite: nothing was saved.")
     parameters = model.count_params()
     if card is None:
         card = _CARD_TEXT.format(

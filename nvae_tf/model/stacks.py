@@ -27,6 +27,11 @@ def read_values(variables: Iterable[keras.Variable]) -> dict[str, tf.Tensor]:
     return {variable.path: tf.convert_to_tensor(variable) for variable in variables}
 
 
+def first_not_finite(variables: Iterable[keras.Variable]) -> str | None:
+    """Returns the path of the first variable that has a value which is not finite, or None."""
+    return next((v.path for v in variables if not np.isfinite(v.numpy()).all()), None)
+
+
 def stack_variables(variables: Sequence[keras.Variable]) -> tf.Tensor:
     """Reads the variables one by one and copies them into one tensor (n, ...)."""
     return tf.stack([tf.convert_to_tensor(variable) for variable in variables])
