@@ -19,6 +19,7 @@ from nvae_tf.data.embedded import open_embedded
 from nvae_tf.data.fit import crop_and_resize
 from nvae_tf.data.folder import open_folder
 from nvae_tf.data.idx import open_idx
+from nvae_tf.data.pipeline import untuned
 from nvae_tf.data.source import Source
 from nvae_tf.data.storage import cache_directory, store
 from nvae_tf.data.tfds import open_tfds
@@ -102,7 +103,7 @@ def _batches(
     )
     seen = 0
     try:
-        for batch in dataset.batch(256).prefetch(2).as_numpy_iterator():
+        for batch in untuned(dataset.batch(256).prefetch(2)).as_numpy_iterator():
             _raise_problems(source, data)
             seen += len(batch)
             yield batch
