@@ -112,10 +112,15 @@ def batches_on_devices(
 
 
 def filled_rows(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields the numbers of `count` rows, so many at a time, and how many of those count.
+    """Divides rows into batches of one size, for a model that is traced for that size.
 
-    The last numbers are filled up with the last row's: for another size, a model would be traced
-    once more.
+    Args:
+      count: The number of rows.
+      size: The number of rows in a batch.
+
+    Yields:
+      The numbers of a batch's rows, of which the last batch repeats its last one until it is full,
+      and how many of them are no repetitions.
     """
     for first in range(0, count, size):
         yield np.minimum(np.arange(first, first + size), count - 1), min(size, count - first)

@@ -21,7 +21,7 @@ def variables_fingerprint(variables: Iterable[keras.Variable]) -> str:
 
 
 def array_fingerprint(array: np.ndarray) -> str:
-    """Returns a hash of all values of an array, in hexadecimal digits; a mapped file stays one."""
+    """Returns a hash of an array's shape, type and values, in hexadecimal digits."""
     digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -103,7 +103,10 @@ class InferenceModel:
             self.take()
 
     def release(self) -> None:
-        """Frees the prepared weights; the next answer prepares the model's own or needs `take`."""
+        """Frees the prepared weights.
+
+        Before the next answer the model's own are prepared anew; others must be given to `take`.
+        """
         self._weights = None
 
     def _ready(self) -> list[Any]:

@@ -66,7 +66,7 @@ def sheet(images: np.ndarray, columns: int | None = None, margin: int = _MARGIN)
 
 
 def sheet_side(count: int, size: int, margin: int = _MARGIN) -> int:
-    """Returns the pixels of a sheet along so many images of a size, with the margins."""
+    """Returns a sheet's width or height in pixels, of so many images of a width or height."""
     return count * (size + margin) + margin
 
 

@@ -122,7 +122,7 @@ class ResidualNormal(tfd.Distribution):
         return self._scale
 
     def at(self, deviations: tf.Tensor) -> tf.Tensor:
-        """Returns the values so many deviations from the mean; of normal ones, draws."""
+        """Returns the mean plus so many standard deviations: a draw, if they are normal noise."""
         return self._loc + self._scale * deviations
 
     def _event_shape(self) -> tf.TensorShape:
