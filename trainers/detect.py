@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 
+import numpy as np
 from absl import app, flags
 
 from nvae_tf.command_line import (
@@ -96,6 +97,11 @@ def main(argv: list[str]) -> None:
             )
             for name, data in sets.items()
         }
+        if novel and np.array_equal(selections["known"].images, selections["novel"].images):
+            raise ValueError(
+                "Both sets have the same images. Every field that --novel.* does not give is that "
+                f"of the first set, among them name={novel.name} and data_dir={novel.data_dir!r}."
+            )
         evaluator = NoveltyEvaluator(trained.load())
         options = (evaluator, config.model, _NUM_IW_SAMPLES.value, _BATCH_SIZE.value, _SEED.value)
         study = NoveltyStudy(

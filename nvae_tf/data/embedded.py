@@ -18,8 +18,15 @@ def open_embedded(data: DataConfig, model: ModelConfig, split: str) -> Source:
     """Opens Fashion-MNIST's 10,000 test images: 9,000 for training, 1,000 as the test split.
 
     Raises:
-      ValueError: if the split is neither train nor test, or the images do not fit the model.
+      ValueError: if the split is neither train nor test, if `data.data_dir` names a directory,
+        or if the images do not fit the model.
     """
+    if data.data_dir:
+        raise ValueError(
+            f"The images of {data.name!r} are part of the package, so data.data_dir must be empty, "
+            f"received {data.data_dir!r}. To read what is there, set data.name to folder, idx, "
+            "tfrecord or a name of TensorFlow Datasets."
+        )
     images = read_idx_images(
         importlib.resources.files("nvae_tf.data")
         .joinpath("embedded/t10k-images-idx3-ubyte.gz")

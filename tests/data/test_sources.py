@@ -45,6 +45,7 @@ def test_crop_and_resize():
     ("data", "model", "split", "message"),
     [
         (DataConfig(), GRAY, "validation", "splits train and test, received 'validation'"),
+        (DataConfig(data_dir="mine"), GRAY, "train", "data.data_dir must be empty, rec.*'mine'"),
         (DataConfig(name="nonesuch"), GRAY, "train", "Unknown data set 'nonesuch'.*mnist"),
         (
             DataConfig(),

@@ -111,6 +111,7 @@ OF_TWO_SETS = {
         "--validation_fraction must be in (0, 1), received nan",
     ),
     "no pictures": (["--novel.name=folder", "--novel.data_dir={}"], "no pictures"),
+    "the set itself": (["--novel.flip=true"], "Both sets have the same images."),
 }
 if importlib.util.find_spec("sklearn"):
     REFUSED |= OF_TWO_SETS
