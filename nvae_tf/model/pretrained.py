@@ -2,7 +2,7 @@
 
 A directory holds `config.json` (the configuration of the whole experiment, as in a run's workdir),
 `metadata.json`, `model.weights.h5` (Keras's own format) and `README.md`, the model card. Those that
-are part of this package are in `nvae_tf/pretrained/`. See docs/presets.md.
+are part of this package are in `nvae_tf/pretrained/`. See docs/trained_models.md.
 """
 
 from __future__ import annotations
