@@ -8,7 +8,7 @@ quarter of the bytes travel, and the processor has less to do. See docs/data.md.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import weakref
 
 import numpy as np
 import tensorflow as tf
@@ -115,17 +115,18 @@ def training_batches(
     """
     count, global_batch = len(images), config.train.global_batch_size
     size = global_batch // (division.parts * division.replicas)
-    rows = _reader(images)
+    held = _HeldImages(images)
 
     def batch(number: tf.Tensor) -> tf.Tensor:
         number, replica = number // division.local, division.first + number % division.local
         number, part = number // division.parts, number % division.parts
         position = number * global_batch + size * (part * division.replicas + replica)
         position += tf.range(size, dtype=tf.int64)
-        return rows(_shuffled(position, count, config.train.seed))
+        return held.rows(_shuffled(position, count, config.train.seed))
 
     numbers = tf.data.Dataset.counter(start * division.parts * division.local)
-    return untuned(numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2))
+    dataset = numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+    return held.until_unused(untuned(dataset))
 
 
 def training_seed(config: ExperimentConfig, number: tf.Tensor, of_views: bool = False) -> tf.Tensor:
@@ -164,18 +165,28 @@ def training_input(
     return preprocess(images, config.model, seed, first)
 
 
-def _reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns a function from indices (B,) to the images at these indices.
+class _HeldImages:
+    """Images (N, h, w, C) of which a dataset reads rows, and which are freed with it.
 
     The array stays where it is, in memory or in a mapped file. As a constant, TensorFlow would copy
-    it several times, once of them to the GPU.
+    it several times, once of them to the GPU. Functions of NumPy, which it never forgets, would
+    keep the array for as long as the process lives.
     """
 
-    def rows(numbers: tf.Tensor) -> tf.Tensor:
-        chosen = tf.numpy_function(lambda wanted: images[wanted], [numbers], tf.uint8)
-        return tf.ensure_shape(chosen, [*numbers.shape, *images.shape[1:]])
+    def __init__(self, images: np.ndarray):
+        self._images = [images]
+        self._shape = images.shape[1:]
 
-    return rows
+    def rows(self, numbers: tf.Tensor) -> tf.Tensor:
+        """Returns the images at indices (B,)."""
+        held = self._images
+        chosen = tf.numpy_function(lambda wanted: held[0][wanted], [numbers], tf.uint8)
+        return tf.ensure_shape(chosen, [*numbers.shape, *self._shape])
+
+    def until_unused(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Frees the images once nothing refers to the dataset, nor to an iterator over it."""
+        weakref.finalize(dataset, self._images.clear)
+        return dataset
 
 
 def _shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
@@ -213,13 +224,14 @@ def evaluation_batches(
     Returns:
       A dataset of batches (B, H, W, C) float32 in [0, 1].
     """
-    rows = _reader(images)
+    held = _HeldImages(images)
     dataset = tf.data.Dataset.range(first, len(images)).batch(batch_size)
 
     def prepare(numbers: tf.Tensor) -> tf.Tensor:
-        return preprocess(rows(numbers), model, tf.constant([seed, 0], tf.int64), numbers[0])
+        return preprocess(held.rows(numbers), model, tf.constant([seed, 0], tf.int64), numbers[0])
 
-    return untuned(dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2))
+    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+    return held.until_unused(untuned(dataset))
 
 
 def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -1,6 +1,8 @@
 """Batches as functions of seed and number."""
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import tensorflow as tf
@@ -48,6 +50,23 @@ def test_no_thread_tunes_batches():
         evaluation_batches(numbered_images(4), config.model, 2),
     ):
         assert not batches.options().autotune.enabled
+
+
+def test_images_are_freed_with_their_dataset():
+    config = experiment(2)
+    for make in (
+        lambda images: training_batches(images, config),
+        lambda images: evaluation_batches(images, config.model, 2),
+    ):
+        images = numbered_images(6)
+        freed = weakref.ref(images)
+        batches = iter(make(images).map(tf.identity))
+        del images
+        gc.collect()
+        assert [len(next(batches)) for _ in range(3)] == [2, 2, 2]
+        del batches
+        gc.collect()
+        assert freed() is None
 
 
 @settings(max_examples=10, deadline=None)
