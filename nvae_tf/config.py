@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nvae_tf.architectures import ARCHITECTURES, parse_operation
-from nvae_tf.options import Option, check_values, option, require
+from nvae_tf.options import Option, convert_and_check, option, require
 
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
@@ -47,7 +47,9 @@ class ModelConfig:
         10, "latent groups of the highest resolution", low=1, high=100
     )
     ada_groups: bool = option(False, "each lower resolution has half as many groups")
-    min_groups_per_scale: int = option(1, "least number of groups of a scale", low=1, high=100)
+    min_groups_per_scale: int = option(
+        1, "least number of groups of a scale below the first", low=1, high=100
+    )
     num_latent_per_group: int = option(20, "channels of a latent group", low=1, high=1024)
     num_channels_enc: int = option(
         32, "channels of the bottom-up tower at the highest resolution", low=2, high=4096
@@ -74,7 +76,7 @@ class ModelConfig:
     arch_instance: str = option("res_mbconv", "kinds of the cells", choices=tuple(ARCHITECTURES))
 
     def __post_init__(self) -> None:
-        check_values(self)
+        convert_and_check(self)
         require(
             len(self.image_shape) == 3,
             "ModelConfig.image_shape must be (height, width, channels); "
@@ -148,12 +150,10 @@ class ModelConfig:
         """
         if not self.ada_groups:
             return (self.num_groups_per_scale,) * self.num_latent_scales
-        groups, result = self.num_groups_per_scale, []
-        for _ in range(self.num_latent_scales):
-            groups = max(groups, self.min_groups_per_scale)
-            result.append(groups)
-            groups //= 2
-        return tuple(result)
+        groups = [self.num_groups_per_scale]
+        while len(groups) < self.num_latent_scales:
+            groups.append(max(groups[-1] // 2, self.min_groups_per_scale))
+        return tuple(groups)
 
     @property
     def num_groups(self) -> int:
@@ -222,7 +222,7 @@ class DataConfig:
     cache_dir: str = option("", "for decoded images, features, …; empty: ~/.cache/nvae_tf")
 
     def __post_init__(self) -> None:
-        check_values(self)
+        convert_and_check(self)
         for name in ("name", "train_split", "test_split", "feature"):
             require(bool(getattr(self, name)), f"DataConfig.{name} must not be empty.")
         require(
@@ -269,7 +269,7 @@ class OptimizerConfig:
     )
 
     def __post_init__(self) -> None:
-        check_values(self)
+        convert_and_check(self)
         require(
             self.learning_rate_min <= self.learning_rate,
             "OptimizerConfig.learning_rate_min must not exceed learning_rate, received "
@@ -342,11 +342,16 @@ class TrainConfig:
     strategy: str = option("auto", "devices and workers that train", choices=STRATEGIES)
 
     def __post_init__(self) -> None:
-        check_values(self)
+        convert_and_check(self)
         require(
             self.skip_gradient_norm == 0 or self.skip_gradient_norm > 1,
             "TrainConfig.skip_gradient_norm is a multiple of the running norm: it must be above 1, "
             f"or 0 for no limit; received {self.skip_gradient_norm}.",
+        )
+        require(
+            self.kl_const_portion + self.kl_anneal_portion <= 1,
+            "TrainConfig.kl_const_portion and kl_anneal_portion must add up to at most 1, or beta "
+            f"never reaches 1; received {self.kl_const_portion} and {self.kl_anneal_portion}.",
         )
         require(
             not self.weight_decay_norm_anneal

@@ -61,8 +61,14 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check_values(config: Any) -> None:
-    """Raises a ValueError for the first field whose value has another type or is not allowed."""
+def convert_and_check(config: Any) -> None:
+    """Gives a configuration's values the types of their fields, and checks them.
+
+    An int where a float is meant becomes one, and a list, as JSON has it, a tuple.
+
+    Raises:
+      ValueError: for the first field whose value has another type or is not allowed.
+    """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         name, annotation, value = field.name, hints[field.name], getattr(config, field.name)
@@ -71,7 +77,7 @@ def check_values(config: Any) -> None:
             value = float(value)
             object.__setattr__(config, name, value)
         if typing.get_origin(annotation) is tuple:
-            if isinstance(value, list):  # JSON has no tuples
+            if isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(config, name, value)
             good = isinstance(value, tuple) and all(type(v) is int for v in value)

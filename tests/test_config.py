@@ -25,6 +25,13 @@ def test_groups_per_scale_are_the_reference_s(golden):
         assert list(config.groups_per_scale) == case["value"]
 
 
+def test_the_minimum_is_of_the_scales_below_the_first():
+    config = ModelConfig(
+        num_latent_scales=3, num_groups_per_scale=1, ada_groups=True, min_groups_per_scale=2
+    )
+    assert config.groups_per_scale == (1, 2, 2)
+
+
 @given(
     scales=st.integers(1, 4),
     groups=st.integers(1, 9),
@@ -118,6 +125,7 @@ def test_unknown_preset_lists_the_known_ones():
         (TrainConfig, {"skip_gradient_norm": 0.5}, "above 1, or 0 for no limit; received 0.5"),
         (TrainConfig, {"accumulation_steps": 0}, "1 to 1,000,000; received 0"),
         (TrainConfig, {"kl_anneal_portion": 0.0}, r"in \(0, 1\]"),
+        (TrainConfig, {"kl_const_portion": 0.9}, "at most 1, or beta never.*received 0.9 and 0.3"),
         (TrainConfig, {"global_batch_size": 0}, "1 to 1,000,000; received 0"),
     ],
 )

@@ -10,6 +10,8 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.training.objective import kl_warmup, regularization_coefficient
 from nvae_tf.training.optimizer import learning_rate_at
 
+_ROUNDING = 1e-6  # steps: 0.29 of 100 steps is 29, though the product is a little less
+
 
 class Coefficients(NamedTuple):
     """The schedule's values at one step, float32 scalars."""
@@ -28,6 +30,7 @@ class Schedule:
 
     Attributes:
       total_steps: The number of optimiser steps of the whole run.
+      warmup_steps: The number of steps in which the learning rate rises.
       frozen_from: The number of steps after which batch normalisation is frozen; `total_steps` if
         it never is.
 
@@ -39,9 +42,9 @@ class Schedule:
         self._config = config
         self.total_steps = total_steps(config, num_images)
         portion = config.train.frozen_batch_norm_portion
-        self.frozen_from = self.total_steps - int(portion * self.total_steps)
-        steps = steps_per_epoch(config, num_images)
-        self._warmup_steps = round(config.optimizer.warmup_epochs * steps)
+        self.frozen_from = self.total_steps - int(portion * self.total_steps + _ROUNDING)
+        epoch = steps_per_epoch(config, num_images)
+        self.warmup_steps = round(config.optimizer.warmup_epochs * epoch)
 
     def freezes(self, step: int) -> bool:
         """Returns whether the step at that number, counted from 0, has frozen batch norm."""
@@ -55,7 +58,7 @@ class Schedule:
             anneal_steps=train.kl_anneal_portion * self.total_steps,
             constant_steps=train.kl_const_portion * self.total_steps,
         )
-        rate = learning_rate_at(step, self._config.optimizer, self._warmup_steps, self.total_steps)
+        rate = learning_rate_at(step, self._config.optimizer, self.warmup_steps, self.total_steps)
         return Coefficients(beta, regularization_coefficient(train, beta), rate)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from tqdm import tqdm
 
 from nvae_tf.config import ExperimentConfig
@@ -20,7 +21,7 @@ from nvae_tf.runs.checkpoint_files import checkpoint_step
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from nvae_tf.training.metrics import StepMetrics
-from nvae_tf.training.schedule import total_steps
+from nvae_tf.training.schedule import Schedule
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.diagnosis import first_non_finite
 from trainers.run.memory import expected_memory
@@ -84,7 +85,16 @@ def train(
     }
     if not starts:
         workdir.check_images(described)
-    check_profile_steps(profile_steps, workdir, total_steps(config, len(images)))
+    schedule = Schedule(config, len(images))
+    check_profile_steps(profile_steps, workdir, schedule.total_steps)
+    if schedule.warmup_steps >= schedule.total_steps:  # as in a run that is only to be tried out
+        logging.warning(
+            "The learning rate rises for %d steps (optimizer.warmup_epochs=%g), and the run ends "
+            "after %d: train for more steps, or choose a shorter warm-up.",
+            schedule.warmup_steps,
+            config.optimizer.warmup_epochs,
+            schedule.total_steps,
+        )
     with contextlib.ExitStack() as scope:
         if is_chief(strategy):
             scope.enter_context(workdir.training())

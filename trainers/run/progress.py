@@ -33,9 +33,22 @@ from trainers.summaries import EXAMPLES, Speed, Summaries, group_name
 _VALIDATION_IMAGES = 1000  # at most, during training
 
 
+def _drawn_rows(count: int, wanted: int) -> np.ndarray:
+    """Returns the numbers of some of so many images, the same ones in every run, in their order.
+
+    They are drawn at random because data sets may be sorted, for instance by class.
+    """
+    return np.sort(np.random.default_rng(0).permutation(count)[:wanted])
+
+
 def validation_elbo(found: ImageLikelihoods) -> float:
-    """Returns the mean -ELBO of the first held-out images in nats, which ranks checkpoints."""
-    return float(found.negative_elbo[:_VALIDATION_IMAGES].mean())
+    """Returns the mean -ELBO in nats, by which checkpoints are ranked.
+
+    Args:
+      found: What was measured of all held-out images.
+    """
+    negative_elbo = found.negative_elbo
+    return float(negative_elbo[_drawn_rows(len(negative_elbo), _VALIDATION_IMAGES)].mean())
 
 
 class Progress:
@@ -61,7 +74,8 @@ class Progress:
         self._test_images = test_images
         self._model = InferenceModel(trainer.model)  # without weights until it evaluates
         self._evaluator = LikelihoodEvaluator(self._model)
-        examples = evaluation_batches(test_images[:EXAMPLES], config.model, EXAMPLES)
+        shown = test_images[_drawn_rows(len(test_images), EXAMPLES)]
+        examples = evaluation_batches(shown, config.model, EXAMPLES)
         step = trainer.state.steps_done
         self._summaries = Summaries(
             workdir,
@@ -131,7 +145,7 @@ class Progress:
           Stopped: A signal arrived meanwhile.
         """
         stop.check()
-        images = self._test_images[:_VALIDATION_IMAGES]
+        images = self._test_images[_drawn_rows(len(self._test_images), _VALIDATION_IMAGES)]
         found = self._evaluate(images, step, self._evaluator, lambda _: stop.check())
         result = found.summary(self._trainer.config.model)
         self._summaries.flush()
@@ -141,7 +155,7 @@ class Progress:
         )
         self._warn_of_collapse(step, result)
         self._restart_clock(step)
-        return validation_elbo(found)
+        return result.negative_elbo
 
     def _write(self, text: str) -> None:
         self._bar.write(text, file=sys.stderr)
@@ -202,7 +216,7 @@ class Progress:
         """
         evaluator = self._evaluator
         if self._trainer.config.train.precision != "float32":
-            exact = NVAE.structure(self._trainer.config.model)
+            exact = NVAE.structure(self._trainer.config.model, dtype="float32")
             values = self._trainer.state.evaluation_values()
             evaluator = LikelihoodEvaluator(InferenceModel(exact, values))
         return self._evaluate(self._test_images, self._trainer.state.steps_done, evaluator)

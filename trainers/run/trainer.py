@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import random
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -65,11 +67,11 @@ class Trainer:
         self.config = config
         self.strategy = strategy
         self.schedule = Schedule(config, num_images)
-        keras.utils.set_random_seed(config.train.seed)
-        self.model = NVAE.structure(config.model, dtype=config.train.precision)
-        self.regularizer = Regularizer(self.model)
-        with strategy.scope():
-            self.state = TrainState(self.model, self.regularizer, config)
+        with _seeded(config.train.seed):
+            self.model = NVAE.structure(config.model, dtype=config.train.precision)
+            self.regularizer = Regularizer(self.model)
+            with strategy.scope():
+                self.state = TrainState(self.model, self.regularizer, config)
         self.seconds_waiting = 0.0
         self._definition = StepDefinition(
             config,
@@ -181,6 +183,22 @@ class Trainer:
         batch = next(batches)
         self.seconds_waiting += time.perf_counter() - start
         return batch
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds what Keras's initialisers draw, and leaves a caller's random numbers as they were.
+
+    A search for good settings, which trains several models in a process, would otherwise draw the
+    same settings after each of them.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    keras.utils.set_random_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _sum_over_replicas(number: tf.Tensor) -> tf.Tensor:

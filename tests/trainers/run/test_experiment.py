@@ -19,7 +19,7 @@ from tests.conftest import tiny_experiment_config
 from trainers.run import experiment
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.experiment import train
-from trainers.run.progress import Progress
+from trainers.run.progress import Progress, validation_elbo
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import DivergedError, Trainer
 from trainers.summaries.event_files import read_scalars
@@ -62,6 +62,12 @@ def test_the_best_checkpoint_has_the_lowest_validation_bound(finished):
     assert sorted(bounds) == [2, 4]
     best = min(bounds, key=bounds.__getitem__)
     assert finished.checkpoint("best").endswith(f"best/ckpt-{best}")
+
+
+def test_a_validation_is_not_of_the_first_class_alone():
+    sorted_by_class = np.repeat([0.0, 1.0], 2000)
+    mean = validation_elbo(types.SimpleNamespace(negative_elbo=sorted_by_class))
+    assert mean == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_finished_run_does_not_start_over(finished, capsys):
@@ -378,6 +384,22 @@ def test_a_workdir_that_cannot_be_one_is_refused_first(tmp_path, monkeypatch, pl
     monkeypatch.setattr(experiment, "load_images", None)  # it does not come so far
     with pytest.raises(NotADirectoryError, match="file' is not a directory"):
         train(tiny_experiment_config(), Workdir(tmp_path / place))
+
+
+def test_a_warm_up_as_long_as_the_run_is_said_before_it_begins(tmp_path, monkeypatch, caplog):
+    class Begun(Exception):
+        pass
+
+    def begin(*_):
+        raise Begun
+
+    monkeypatch.setattr(experiment, "_Run", begin)
+    for steps, said in ((2250, True), (2251, False)):  # an epoch has 2,250 steps
+        config = tiny_experiment_config(steps=steps).override({"optimizer.warmup_epochs": 1.0})
+        caplog.clear()
+        with pytest.raises(Begun):
+            train(config, Workdir(tmp_path / f"run{steps}"))
+        assert ("rises for 2250 steps (optimizer.warmup_epochs=1)" in caplog.text) == said
 
 
 def test_a_run_that_is_not_finite_has_no_result(tmp_path):

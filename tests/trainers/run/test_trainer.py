@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import random
 import re
 
 import numpy as np
@@ -315,12 +316,27 @@ def test_batch_norm_is_frozen_from_the_first_step_only_on_request():
         (100, 0.001, 100),
         (100, 1.0, 0),
         (9, 0.99, 1),
+        (100, 0.29, 71),
     ]:
         config = small_experiment_config(steps=steps)
         config = config.override({"train.frozen_batch_norm_portion": portion})
         schedule = Schedule(config, 100)
         assert schedule.frozen_from == expected
         assert not schedule.freezes(steps)  # a step that never comes
+
+
+def test_a_trainer_leaves_random_numbers_alone():
+    def numbers():
+        return random.random(), np.random.rand()
+
+    random.seed(5), np.random.seed(5)
+    expected = numbers()
+    random.seed(5), np.random.seed(5)
+    first = Trainer(SMALL, strategy_of("one_device"), num_images=100)
+    assert numbers() == expected
+    again = Trainer(SMALL, strategy_of("one_device"), num_images=100)
+    for a, b in zip(first.state.model_values().values(), again.state.model_values().values()):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_frozen_batch_norm_takes_no_more_memory():
