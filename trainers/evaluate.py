@@ -124,6 +124,11 @@ def check_flags() -> None:
             raise ValueError(
                 f"--num_samples must be at least {MIN_SAMPLES}, received {_NUM_SAMPLES.value}."
             )
+        if _INCEPTION_WEIGHTS.present and _FEATURES.value != "inception":
+            raise ValueError(
+                "--inception_weights is about --features=inception, received "
+                f"--features={_FEATURES.value}."
+            )
     else:
         for flag in _OF_SAMPLE_QUALITY:
             if flag.present:
@@ -163,7 +168,7 @@ def main(argv: list[str]) -> None:
         model = trained.load()
 
         evaluation = Evaluation(config, model, split, images, _BATCH_SIZE.value, _SEED.value)
-        if extractor:  # first, for most of what can be wrong with flags is wrong here
+        if extractor:
             protocol = Protocol(
                 num_samples=_NUM_SAMPLES.value,
                 temperature=tuple(map(float, _TEMPERATURE.value)),
@@ -172,12 +177,14 @@ def main(argv: list[str]) -> None:
                 reference_split=_REFERENCE_SPLIT.value or config.data.train_split,
                 seed=_SEED.value,
             )
-            batch_norm = trained.kept("batch_norm", config.data)
-            evaluation.measure_sample_quality(protocol, extractor, batch_norm)
+            # First, for most of what can be wrong with flags is wrong here.
+            evaluation.measure_reference(protocol, extractor)
         kept = trained.kept("likelihood", config.data)
         per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value, kept)
         if _PER_IMAGE.value:
             write_atomically(_PER_IMAGE.value, per_image.to_csv())
+        if extractor:  # after the likelihood, which is not lost if this fails
+            evaluation.measure_sample_quality(trained.kept("batch_norm", config.data))
         if _NUM_HIERARCHY_IMAGES.value:
             evaluation.measure_hierarchy(_NUM_HIERARCHY_IMAGES.value)
         text = to_json({"step": trained.step, **evaluation.result()})

@@ -30,7 +30,7 @@ from nvae_tf.command_line import (
     use_devices,
 )
 from nvae_tf.config import ExperimentConfig, ModelConfig
-from nvae_tf.data import load_classes, load_images, preprocess
+from nvae_tf.data import evaluation_batches, load_classes, load_images, preprocess
 from nvae_tf.files import write_atomically
 from nvae_tf.sampling.explorer import Explorer, check_indices
 from nvae_tf.sampling.images import (
@@ -59,6 +59,7 @@ _DEFAULT_IMAGES = {
 _ANIMATED = ("interpolate", "traverse", "direction")
 _OF_SEEDS = ("interpolate", "traverse")
 _DRAWS = 7
+_BATCH = 64  # pictures of a class that are held at a time
 
 _find_model = define_model_flags()
 _MODE = flags.DEFINE_enum("mode", None, list(_FLAGS_OF_MODE), "Grid to make.", required=True)
@@ -149,14 +150,16 @@ def check_flags(mode: str) -> None:
             raise ValueError(f"--{flag.name} must be finite, received {flag.value}.")
     if mode in _OF_SEEDS and _IMAGES.value is not None and _SEEDS.value is not None:
         raise ValueError("Choose between --images and --seeds.")
+    if mode in _OF_SEEDS and _SEEDS.value is None and _TEMPERATURE.present:
+        raise ValueError(f"--temperature is about samples, so --mode={mode} needs --seeds for it.")
     if mode not in _ANIMATED and _OUTPUT.value.endswith(tuple(ANIMATIONS)):
         raise ValueError(f"Only {' and '.join(_ANIMATED)} make animations; end --output in .png.")
     if mode == "direction" and (_CLASSES.value is None or _TOWARDS.value is None):
         raise ValueError("--mode=direction needs --classes and --towards.")
 
 
-def classes_of_direction(config: ExperimentConfig) -> list[tf.Tensor]:
-    """Returns the images, as the model sees them, of the class to move to and of those left.
+def classes_of_direction(config: ExperimentConfig) -> list[tf.data.Dataset]:
+    """Returns batches of the images of the class to move to, and of those that are left.
 
     Raises:
       ValueError: There are no such classes.
@@ -174,8 +177,7 @@ def classes_of_direction(config: ExperimentConfig) -> list[tf.Tensor]:
     if others in ([], [towards]):
         raise ValueError("A direction leads from one class to another.")
     ends = classes[towards], np.concatenate([classes[name] for name in others])
-    seed = tf.constant([0, 0], tf.int64)
-    return [preprocess(tf.constant(end), config.model, seed) for end in ends]
+    return [evaluation_batches(end, config.model, _BATCH) for end in ends]
 
 
 def as_model_sees(images: np.ndarray, numbers: list[int], config: ModelConfig) -> tf.Tensor:

@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
                         directory, model, temperatures, after_pass=bar.update
                     )
                 scope.enter_context(readjusted(model, statistics))
-            sampler = Sampler(model, _PIXELS.value, _BATCH_SIZE.value)
+            sampler = Sampler(model, _PIXELS.value, min(_BATCH_SIZE.value, number))
             with tqdm(total=number, unit="image", disable=None) as bar:
                 for images in sampler.batches(number, temperatures, _SEED.value):
                     write(images)

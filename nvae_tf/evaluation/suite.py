@@ -21,6 +21,7 @@ from nvae_tf.evaluation import (
     HierarchyResult,
     ImageLikelihoods,
     LikelihoodEvaluator,
+    ReferenceFeatures,
     SampleQualityResult,
     figures,
     html_report,
@@ -81,6 +82,7 @@ class Evaluation:
         self._kept = KeptRows()
         self._likelihoods: ImageLikelihoods | None = None
         self._hierarchy: HierarchyResult | None = None
+        self._reference: tuple[Protocol, FeatureExtractor, ReferenceFeatures] | None = None
         self._quality: tuple[SampleQualityResult, Protocol] | None = None
 
     def measure_likelihood(self, num_iw_samples: int, directory: str) -> ImageLikelihoods:
@@ -126,15 +128,12 @@ class Evaluation:
                 batches, self._seed, after_batch=bar.update
             )
 
-    def measure_sample_quality(
-        self, protocol: Protocol, extractor: FeatureExtractor, batch_norm: str
-    ) -> None:
-        """Computes FID, KID, precision and recall of samples against a split of the data set.
+    def measure_reference(self, protocol: Protocol, extractor: FeatureExtractor) -> None:
+        """Computes the features of the real images that samples are compared with.
 
         Args:
           protocol: How samples are drawn, and the split of the real images.
           extractor: Computes the features.
-          batch_norm: The directory that keeps the readjusted batch-norm statistics.
         """
         data, model = self._config.data, self._config.model
         real = load_images(data, model, protocol.reference_split)
@@ -143,6 +142,20 @@ class Evaluation:
             reference = reference_features(
                 real, extractor, cache_directory(data), self._batch_size, bar.update, prepare
             )
+        self._reference = protocol, extractor, reference
+
+    def measure_sample_quality(self, batch_norm: str) -> None:
+        """Computes FID, KID, precision and recall of samples against the measured reference.
+
+        Args:
+          batch_norm: The directory that keeps the readjusted batch-norm statistics.
+
+        Raises:
+          RuntimeError: `measure_reference` has not been called.
+        """
+        if self._reference is None:
+            raise RuntimeError("The sample quality needs `measure_reference` first.")
+        protocol, extractor, reference = self._reference
         with contextlib.ExitStack() as scope:
             if protocol.readjust_bn:
                 statistics = stored_statistics(batch_norm, self._model, protocol.temperature)

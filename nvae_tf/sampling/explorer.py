@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ Latents = list[tf.Tensor]  # L of [1, H_l, W_l, C_z], top-down: those of one ima
 class Explorer:
     """Draws what the functions of `nvae_tf.sampling.latents` do, as uint8 without padding.
 
-    It computes a few images at a time, and traces the model once for each method. Images that go
-    in are (N, H, W, C) in [0, 1], with padding. A seed stands for image 0 of `Sampler`.
+    It computes a few images at a time. A method traces the model once for each number of images
+    below `batch_size`, and for other groups. Images that go in are (N, H, W, C) in [0, 1], with
+    padding. A seed stands for image 0 of `Sampler`.
 
     Args:
       model: The model to look into. An `NVAE` is prepared anew for each call, with its weights and
@@ -87,9 +88,25 @@ class Explorer:
         batches = list(self._batches(self._encode, [tf.convert_to_tensor(images)]))
         return [np.concatenate(group) for group in zip(*batches)]
 
-    def mean_latents(self, images: tf.Tensor) -> list[np.ndarray]:
-        """Returns the mean of N images' posterior means, by group: L of (H_l, W_l, C_z)."""
-        return [means.mean(axis=0) for means in self.posterior_means(images)]
+    def mean_latents(self, batches: Iterable[tf.Tensor]) -> list[np.ndarray]:
+        """Returns the mean of all images' posterior means, by group: L of (H_l, W_l, C_z).
+
+        Args:
+          batches: Images (B, H, W, C). No more than a batch is held at a time.
+
+        Raises:
+          ValueError: There are no images.
+        """
+        self._model.update()
+        count = 0
+        totals = [np.zeros(shape) for shape in self._model.config.latent_shapes]
+        for images in batches:
+            for means in self._batches(self._encode, [tf.convert_to_tensor(images)]):
+                count += len(means[0])
+                totals = [total + group.sum(axis=0) for total, group in zip(totals, means)]
+        if not count:
+            raise ValueError("There are no images whose mean could be taken.")
+        return [(total / count).astype(np.float32) for total in totals]
 
     def draw(self, seeds: Sequence[int], temperature: ArrayLike = 1.0) -> list[Latents]:
         """Returns the latent variables of each of N samples."""

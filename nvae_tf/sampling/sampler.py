@@ -144,6 +144,9 @@ class Sampler:
           temperature: One number, one per scale or one per group; see `group_temperatures`.
           seed: At least 0.
 
+        A later call prepares the model anew for all of them: finish with the images of one call
+        before the next, if the model's weights or averages have changed.
+
         Raises:
           ValueError: Number or seed are negative, or the temperatures do not fit. The call raises
             it, not the first batch.

@@ -310,7 +310,9 @@ def test_move_adds_the_direction_to_the_groups_that_move(model, images):
 
 def test_along_leads_from_one_class_s_mean_to_the_other_s(model, images):
     explorer = Explorer(model, batch_size=2)
-    a, b = explorer.mean_latents(images[:1]), explorer.mean_latents(images[1:])
+    a, b = explorer.mean_latents([images[:1]]), explorer.mean_latents([images[1:2], images[2:]])
+    with pytest.raises(ValueError, match="no images"):
+        explorer.mean_latents([])
     each = [latents.encode(model, images[i : i + 1]) for i in (1, 2)]
     for mean, *others in zip(b, *each):
         np.testing.assert_allclose(mean, np.mean([z[0] for z in others], axis=0), atol=1e-5)

@@ -241,6 +241,7 @@ def test_wrong_usage_of_the_others(tmp_path, module, arguments, message):
         ("--features=no/such/model", "no/such/model"),
         ("--num_samples=2", "--num_samples must be at least 4"),
         ("--num_samples=0 --temperature=0.7", "--temperature is about the sample quality"),
+        ("--num_samples=9 --features=d --inception_weights=w", "is about --features=inception"),
         (
             "--num_samples=0 --output= --config.data.crop=(0,0,20,20)",
             "say with --output where the result goes",

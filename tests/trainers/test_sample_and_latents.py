@@ -139,6 +139,11 @@ BAD = {
         ["--mode=reconstruct", "--seeds=1", "--output={tmp}/a.png"],
         "--mode=reconstruct has no use for --seeds, only for --images.",
     ),
+    "temperature of images": (
+        "latents",
+        ["--mode=traverse", "--images=1", "--temperature=0.5", "--output={tmp}/a.png"],
+        "--temperature is about samples, so --mode=traverse needs --seeds for it.",
+    ),
     "image that is not there": (
         "latents",
         ["--mode=vary", "--images=1,1000", "--output={tmp}/a.png"],
