@@ -353,6 +353,12 @@ def test_a_refused_import_leaves_nothing_behind(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+def test_a_preset_of_other_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="bernoulli, those of the preset cifar10 are"):
+        import_checkpoint(GOLDEN / "nvlabs_mnist_tiny.pt", Workdir(tmp_path / "run"), "cifar10")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_flipped_bit_is_found(tmp_path):
     content = bytearray((GOLDEN / "nvlabs_mnist_tiny.pt").read_bytes())
     path = tmp_path / "flipped.pt"

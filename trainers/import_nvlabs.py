@@ -12,7 +12,7 @@ from absl import app, flags
 
 from nvae_tf import presets
 from nvae_tf.command_line import log_warnings_only, usage_errors, use_devices
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, ModelConfig
 from nvae_tf.files import new_directory
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.nvlabs import load_checkpoint
@@ -35,12 +35,19 @@ def import_checkpoint(path: str, workdir: Workdir, preset: str | None = None) ->
     """Loads a checkpoint, and writes a workdir with its weights at step 0.
 
     Raises:
-      ValueError: if the workdir exists and is not empty, or `nvlabs.load_checkpoint` does not
-        accept the checkpoint.
+      ValueError: if the workdir exists and is not empty, if `nvlabs.load_checkpoint` does not
+        accept the checkpoint, or if the preset is for other images.
     """
     base = presets.get(preset) if preset else None
     with new_directory(workdir.path) as directory:
         model = load_checkpoint(path)
+        if base and _images_of(base.model) != _images_of(model.config):
+            raise ValueError(
+                "The checkpoint's image_shape and likelihood are {} and {}, those of the preset "
+                "{} are {} and {}.".format(
+                    *_images_of(model.config), preset, *_images_of(base.model)
+                )
+            )
         config = dataclasses.replace(base or _nearest_preset(model), model=model.config)
         save_weights(model, Workdir(directory))
         Workdir(directory).write_config(config)
@@ -49,12 +56,16 @@ def import_checkpoint(path: str, workdir: Workdir, preset: str | None = None) ->
 
 def _nearest_preset(model: NVAE) -> ExperimentConfig:
     """Returns the paper's preset with the model's image shape and likelihood, or the defaults."""
-    wanted = model.config.image_shape, model.config.likelihood
     for name in presets.paper_names():
         config = presets.get(name)
-        if (config.model.image_shape, config.model.likelihood) == wanted:
+        if _images_of(config.model) == _images_of(model.config):
             return config
     return ExperimentConfig()
+
+
+def _images_of(config: ModelConfig) -> tuple[tuple[int, ...], str]:
+    """Returns what a preset and a model must share."""
+    return config.image_shape, config.likelihood
 
 
 def main(argv: list[str]) -> None:

@@ -170,17 +170,16 @@ def save(
         )
     if wrong := first_not_finite(model.variables):
         raise ValueError(f"The values of {wrong} are not finite: nothing was saved.")
-    parameters = model.count_params()
     if card is None:
         card = _CARD_TEXT.format(
-            parameters=parameters,
+            parameters=model.num_trainable_parameters,
             shape=config.model.content_shape,
             groups=config.model.num_groups,
         )
     content = {
         "keras_version": keras.__version__,
         "nvae_tf_version": package_version(),
-        "parameter_count": parameters,
+        "parameter_count": model.count_params(),
         "date_saved": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d@%H:%M:%S"),
         **(facts or {}),
     }

@@ -48,7 +48,9 @@ def test_what_is_saved_is_what_comes_back(model, directory):
     metadata = json.loads((directory / "metadata.json").read_text())
     assert metadata["parameter_count"] == sum(np.prod(v.shape) for v in model.variables)
     assert metadata["step"] == 3
-    assert (directory / "README.md").read_text().startswith("---\nlibrary_name: keras\n")
+    card = (directory / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: keras\n")
+    assert f"NVAE with {model.num_trainable_parameters:,} parameters" in card
 
 
 def test_mantissas_of_kernels_are_rounded_and_vectors_left(model, directory, tmp_path):
