@@ -30,13 +30,13 @@ class ImageNovelty:
 
     @property
     def llr(self) -> np.ndarray:
-        """LLR^{>k} = L - L^{>k} for k = 0 … L, [N, L + 1] nats: the larger, the more novel."""
-        return self.bound[:, None] - self.bounds
+        """LLR^{>k} = L - L^{>k} for k = 1 … L, [N, L] nats: the larger, the more novel."""
+        return self.bound[:, None] - self.bounds[:, 1:]
 
     @property
     def scores(self) -> np.ndarray:
         """-L and LLR^{>1}, … LLR^{>L}, [N, L + 1]: the larger, the more novel."""
-        return np.concatenate([-self.bound[:, None], self.llr[:, 1:]], axis=1)
+        return np.concatenate([-self.bound[:, None], self.llr], axis=1)
 
 
 class DrawnBounds(NamedTuple):

@@ -107,8 +107,8 @@ class ScoredSet:
             "num_validation_images": int(self.selection.validation.sum()),
             "bound": float(novelty.bound.mean()),
             "bound_deviation": float(novelty.bound.std()),
-            "llr": novelty.llr[:, 1:].mean(axis=0).tolist(),
-            "llr_deviation": novelty.llr[:, 1:].std(axis=0).tolist(),
+            "llr": novelty.llr.mean(axis=0).tolist(),
+            "llr_deviation": novelty.llr.std(axis=0).tolist(),
         }
 
 
@@ -146,7 +146,7 @@ class NoveltyStudy:
         lines = [",".join(names)]
         for scored in self._sets:
             novelty, selection = scored.novelty, scored.selection
-            values = np.column_stack([novelty.bound, novelty.bounds[:, 1:], novelty.llr[:, 1:]])
+            values = np.column_stack([novelty.bound, novelty.bounds[:, 1:], novelty.llr])
             for number, validation, row in zip(selection.numbers, selection.validation, values):
                 part = "validation" if validation else "test"
                 cells = [scored.name, part, str(number), *(f"{value:.6f}" for value in row)]
@@ -189,7 +189,7 @@ class NoveltyStudy:
             f"Nats per image, {scored.name}": {
                 "images": len(scored.selection.images),
                 "bound L": float(scored.novelty.bound.mean()),
-                "LLR for k = 1, 2, …": scored.novelty.llr[:, 1:].mean(axis=0).tolist(),
+                "LLR for k = 1, 2, …": scored.novelty.llr.mean(axis=0).tolist(),
             }
             for scored in self._sets
         }
