@@ -1,6 +1,6 @@
 """Measures the time of a training step, the time to the first one, and the memory.
 
-`python -m benchmarks.train_step [--workloads=mnist,mnist_small,cifar10_small]`
+`python -m benchmarks.train_step [--workloads=mnist,mnist_4_2,cifar10_small]`
 """
 
 from __future__ import annotations

@@ -155,10 +155,10 @@ MEASURING = {
     "memory": (["--steps=1", "--batch=2"], r"\d"),
     "replicas": (["--preset=mnist_small", "--replicas=2", "--replica_batch=1"], r"\d"),
     "runtimes": (["--repeats=1"], r"TensorFlow +\|.*\| [\d.]+ ms"),
-    "sampling": (["--workloads=mnist_small", "--repeats=1"], "mnist_small"),
+    "sampling": (["--workloads=mnist_4_2", "--repeats=1"], "mnist_4_2"),
     "serving": (["--repeats=1"], "log_likelihood"),
-    "summaries": (["--workloads=mnist_small", "--steps=1"], "mnist_small"),
-    "train_step": (["--workloads=mnist_small", "--steps=1"], "mnist_small"),
+    "summaries": (["--workloads=mnist_4_2", "--steps=1"], "mnist_4_2"),
+    "train_step": (["--workloads=mnist_4_2", "--steps=1"], "mnist_4_2"),
 }
 
 
