@@ -112,11 +112,11 @@ def test_workers_go_back_together_when_the_chief_finds_the_run_diverged(tmp_path
 from trainers.run.progress import Progress
 from trainers.run.trainer import DivergedError
 validate, steps = Progress.validate, []
-def diverged_once(self, step):
+def diverged_once(self, step, stop):
     steps.append(step)
     if len(steps) == 1:
         raise DivergedError(f"The -ELBO of held-out images was not finite after step {step}")
-    return validate(self, step)
+    return validate(self, step, stop)
 Progress.validate = diverged_once
 """
     chief, worker = start_workers(tmp_path / "run", code=code)
