@@ -15,10 +15,6 @@ LABEL_OF = {source: target.label for target in TARGETS for source in target.sour
 LOCKED = build_graph.locked_distributions()
 
 
-def package_of(label):
-    return label.removeprefix("//").partition(":")[0]
-
-
 def difference(target):
     """(missing, superfluous) dependencies of a target."""
     needed = set()
@@ -28,9 +24,9 @@ def difference(target):
     return needed - set(target.dependencies), set(target.dependencies) - needed
 
 
-@pytest.mark.parametrize("package", sorted({package_of(target.label) for target in TARGETS}))
+@pytest.mark.parametrize("package", sorted({target.package for target in TARGETS}))
 def test_dependencies_are_what_the_sources_import(package):
-    targets = [target for target in TARGETS if package_of(target.label) == package]
+    targets = [target for target in TARGETS if target.package == package]
     found = {target.label: difference(target) for target in targets}
     wrong = {label: both for label, both in found.items() if any(both)}
     assert not wrong, "label: ({missing}, {superfluous})"
@@ -52,6 +48,33 @@ def test_every_other_file_is_data_of_a_target():
     }
     assert others <= build_graph.data_files()
     assert "nvae_tf/data/embedded/t10k-images-idx3-ubyte.gz" in others
+
+
+def test_every_dependency_may_be_seen():
+    by_label = {target.label: target for target in TARGETS}
+    for target in TARGETS:
+        for label in set(target.dependencies) & set(by_label):
+            assert by_label[label].is_visible_from(target.package), f"{label} from {target.label}"
+
+
+@pytest.mark.parametrize(
+    ("visibility", "package", "visible"),
+    [
+        ("//visibility:private", "export", True),
+        ("//visibility:private", "export/below", False),
+        ("//visibility:public", "tests/data", True),
+        ("//tests:__subpackages__", "tests", True),
+        ("//tests:__subpackages__", "tests/data", True),
+        ("//tests:__subpackages__", "testsuite", False),
+        ("//:programs", "trainers/run", True),
+        ("//:programs", "nvae_tf/model", False),
+        ("//tests:__pkg__", "tests", True),
+        ("//tests:__pkg__", "tests/data", False),
+    ],
+)
+def test_visibility_is_bazel_s(visibility, package, visible):
+    target = build_graph.Target("//export:x", "py_library", (), (), (visibility,))
+    assert target.is_visible_from(package) == visible
 
 
 def test_no_dependency_is_listed_twice():
@@ -95,6 +118,8 @@ def test_every_package_states_who_may_use_it(path):
     visibility = ast.literal_eval(arguments["default_visibility"])
     package = path.parent.relative_to(ROOT).parts[:1]
     expected = {
+        "benchmarks": [["//tests:__subpackages__"]],
+        "examples": [["//tests:__subpackages__"]],
         "nvae_tf": [["//visibility:public"]],
         "export": [["//:programs"]],
         "trainers": [["//:programs"]],
@@ -133,10 +158,10 @@ def test_the_module_pins_what_it_fetches():
 def changed(label, change):
     """What `difference` says of a target with other dependencies."""
     target = next(target for target in TARGETS if target.label == label)
-    path = ROOT / package_of(label) / "BUILD"
+    path = ROOT / target.package / "BUILD"
     text = change(path.read_text(encoding="utf-8"))
     assert text != path.read_text(encoding="utf-8")
-    again = next(t for t in read_targets(text, package_of(label)) if t.label == target.label)
+    again = next(t for t in read_targets(text, target.package) if t.label == target.label)
     return difference(again)
 
 

@@ -60,6 +60,25 @@ class Target:
     rule: str  # one of RULES
     sources: tuple[str, ...]  # paths from the root of the repository
     dependencies: tuple[str, ...]  # absolute labels, those of every branch of a select
+    visibility: tuple[str, ...] = ("//visibility:private",)  # "//tests:__subpackages__"
+
+    @property
+    def package(self) -> str:
+        """The path of its directory from the root."""
+        return self.label.removeprefix("//").partition(":")[0]
+
+    def is_visible_from(self, package: str) -> bool:
+        """Whether targets of a package may depend on it."""
+        above = package.split("/")
+        prefixes = ["/".join(above[:depth]) for depth in range(1, len(above) + 1)]
+        allowed = {
+            "//visibility:public",
+            f"//{package}:__pkg__",
+            *(f"//{prefix}:__subpackages__" for prefix in prefixes),
+        }
+        groups = package_groups()
+        said = {label for entry in self.visibility for label in groups.get(entry, [entry])}
+        return package == self.package or bool(allowed & said)
 
 
 def build_files() -> list[pathlib.Path]:
@@ -106,6 +125,20 @@ def rules(text: str) -> list[tuple[str, dict[str, ast.expr]]]:
     ]
 
 
+@functools.cache
+def package_groups() -> dict[str, list[str]]:
+    """The package groups of the root: by label, the packages in the form of a visibility."""
+    calls = rules((ROOT / "BUILD").read_text(encoding="utf-8"))
+    return {
+        f"//:{ast.literal_eval(arguments['name'])}": [
+            package.replace("/...", ":__subpackages__")
+            for package in _strings(arguments["packages"])
+        ]
+        for rule, arguments in calls
+        if rule == "package_group"
+    }
+
+
 def read_targets(text: str, package: str) -> list[Target]:
     """The Python targets of a BUILD file.
 
@@ -114,7 +147,10 @@ def read_targets(text: str, package: str) -> list[Target]:
       package: path of its directory from the root.
     """
     targets = []
+    default = ast.List([ast.Constant("//visibility:private")])
     for rule, arguments in rules(text):
+        if rule == "package":
+            default = arguments.get("default_visibility", default)
         if rule in RULES:
             name = ast.literal_eval(arguments["name"])
             sources = _strings(arguments.get("srcs", ast.List([])))
@@ -125,6 +161,7 @@ def read_targets(text: str, package: str) -> list[Target]:
                     rule=rule,
                     sources=tuple(f"{package}/{source}" for source in sources),
                     dependencies=tuple(absolute_label(label, package) for label in labels),
+                    visibility=tuple(_strings(arguments.get("visibility", default))),
                 )
             )
     return targets

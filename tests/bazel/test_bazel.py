@@ -18,13 +18,13 @@ pytestmark = [
 TESTS = [
     "//tests:test_config",
     "//tests:test_files",
-    "//tests:test_optimizer",
+    "//tests/training:test_optimizer",
     "//tests/data/...",
-    "//tests/distributions/...",
+    "//tests/model/distributions/...",
     "//tests/evaluation:test_feature_distances",
     "//tests/export:test_request_tensors",
     "//tests/export:test_serving_files",
-    "//tests/trainers:test_guard",
+    "//tests/trainers/run:test_guard",
 ]
 
 
@@ -87,7 +87,7 @@ def test_slow_tests_are_run_where_they_are_asked_for(workspace):
         "--config=slow",
         "--test_arg=--collect-only",
         "--test_output=all",
-        "//tests:test_model",
+        "//tests/model:test_nvae",
     )
     assert code == 0, output
     collected, deselected = map(int, re.search(r"(\d+)/\d+ tests.*?(\d+) desel", output).groups())
@@ -95,15 +95,15 @@ def test_slow_tests_are_run_where_they_are_asked_for(workspace):
 
 
 def test_a_missing_dependency_is_an_error(workspace):
-    with workspace.edited("nvae_tf/layers", '        ":depthwise",\n', ""):
-        code, output = workspace.run("test", "//tests:test_optimizer")
+    with workspace.edited("nvae_tf/model/layers", '        ":depthwise",\n', ""):
+        code, output = workspace.run("test", "//tests/training:test_regularization")
     assert code != 0
     assert "No module named 'nvae_tf.model.layers.depthwise'" in output
 
 
 def test_the_library_cannot_depend_on_a_program(workspace):
-    config = 'deps = [":architectures"],'
-    with workspace.edited("nvae_tf", config, 'deps = [":architectures", "//trainers:signals"],'):
+    config = '        ":architectures",\n'
+    with workspace.edited("nvae_tf", config, f'{config}        "//trainers/run:signals",\n'):
         code, output = workspace.run("build", "//nvae_tf:config")
     assert code != 0
-    assert "'//trainers:signals' is not visible from target '//nvae_tf:config'" in output
+    assert "'//trainers/run:signals' is not visible from target '//nvae_tf:config'" in output
