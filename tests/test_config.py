@@ -30,6 +30,8 @@ def test_the_minimum_is_of_the_scales_below_the_first():
         num_latent_scales=3, num_groups_per_scale=1, ada_groups=True, min_groups_per_scale=2
     )
     assert config.groups_per_scale == (1, 2, 2)
+    odd = ModelConfig(num_latent_scales=3, num_groups_per_scale=5, ada_groups=True)
+    assert odd.groups_per_scale == (5, 2, 1)
 
 
 @given(
