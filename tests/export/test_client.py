@@ -297,10 +297,12 @@ def test_a_server_that_comes_late(base):
         with Client(f"127.0.0.1:{port}", protocol, retries=4) as client:
             return client.sample(2)
 
+    late = ModelServer(base, ports=ports)
+    late.load_new_versions()  # which may take longer than a client waits
     with ThreadPoolExecutor() as pool:
         answers = [pool.submit(ask, *of) for of in zip(PROTOCOLS, ports)]
         time.sleep(0.5)
-        with ModelServer(base, ports=ports) as server:
+        with late as server:
             images = [answer.result() for answer in answers]
             assert server.requests == 2
     np.testing.assert_array_equal(*images)
