@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -15,10 +16,10 @@ from nvae_tf.model.compilation import compiled
 from nvae_tf.runs.load import load_model
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import small_experiment_config
-from tests.test_docs import ROOT
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import Trainer
 
+ROOT = pathlib.Path(__file__).parents[1]
 needs_jax = pytest.mark.skipif(
     importlib.util.find_spec("jax") is None, reason="JAX is not installed"
 )
