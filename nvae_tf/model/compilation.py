@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +10,10 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
 
-def graph_function(
+def graph_node(
     function: Callable[..., Any], **options: Any
 ) -> tf.types.experimental.PolymorphicFunction:
-    """Makes a function of tensors a node of the graph, which is traced once for each shape.
-
-    A network has hundreds of the same layers in a few shapes; their operations are not repeated.
+    """Makes a function of tensors a node of the graph, whose operations are not repeated.
 
     Args:
       function: A function of tensors.
@@ -22,6 +21,30 @@ def graph_function(
     """
     attributes = {"_noinline": True}
     return tf.function(function, autograph=False, experimental_attributes=attributes, **options)
+
+
+def graph_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function of tensors a `graph_node` for each shape of its arguments.
+
+    A network has hundreds of the same layers in a few shapes. A single `tf.function` would take a
+    trace for unknown sizes, once there is one, for known sizes as well: a model that is trained
+    after another was exported would find out its shapes in every step, which XLA refuses in loops.
+
+    Args:
+      function: A function of tensors, lists and tuples of them, and values that can be hashed.
+    """
+
+    @functools.cache
+    def of_shapes(shapes: tuple[str, ...]) -> tf.types.experimental.PolymorphicFunction:
+        del shapes
+        return graph_node(function)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        shapes = (str(x.shape) if tf.is_tensor(x) else "" for x in tf.nest.flatten(args))
+        return of_shapes(tuple(shapes))(*args)
+
+    return call
 
 
 def compiled(function: Callable[..., Any]) -> tf.types.experimental.PolymorphicFunction:

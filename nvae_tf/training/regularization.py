@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.model.compilation import graph_function
+from nvae_tf.model.compilation import graph_node
 from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.model.stacks import StackFunction, by_shape, stack_variables
@@ -97,7 +97,7 @@ class Regularizer:
 
 # The signature makes it one function for stacks of all shapes.
 @functools.partial(
-    graph_function,
+    graph_node,
     input_signature=[
         tf.TensorSpec([None, None, None]),
         tf.TensorSpec([None, None]),

@@ -211,6 +211,7 @@ def test_the_full_set_through_tfds(monkeypatch, tmp_path):
         return files
 
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", local)
+    monkeypatch.setattr(tfds_module, "_has_network", lambda: True)
     data = DataConfig(name="fashion_mnist", data_dir=str(tmp_path / "tfds"))
     images = load_images(data, GRAY, "train")
     assert images.shape == (60_000, 28, 28, 1)

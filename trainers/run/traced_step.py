@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from nvae_tf.model.compilation import compiled, graph_function
+from nvae_tf.model.compilation import compiled, graph_node
 from nvae_tf.replicas import GroupReplicas, ReplicaGroup, Replicas, replicas_of_context
 from nvae_tf.training.metrics import StepMetrics
 from trainers.run.accumulation import Accumulator
@@ -145,7 +145,7 @@ class TracedStep:
         if self._group:
             images = tf.TensorSpec([self.definition.replica_batch, *model.content_shape], tf.uint8)
             token = tf.TensorSpec([], tf.resource)
-            function = graph_function(functools.partial(_for_group, self.definition, self._group))
+            function = graph_node(functools.partial(_for_group, self.definition, self._group))
             self._apart = function.get_concrete_function(
                 reading, images, number, flag, number, token
             )
