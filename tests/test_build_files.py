@@ -77,6 +77,14 @@ def test_visibility_is_bazel_s(visibility, package, visible):
     assert target.is_visible_from(package) == visible
 
 
+def test_what_the_tests_of_bazel_name_is_there():
+    text = (ROOT / "tests/bazel/test_bazel.py").read_text(encoding="utf-8")
+    labels = set(re.findall(r"//[\w/]+:\w+", text))
+    packages = re.findall(r"//([\w/]+)/\.\.\.", text) + re.findall(r'edited\("([\w/]+)"', text)
+    assert labels and labels <= {target.label for target in TARGETS}
+    assert packages and all((ROOT / package / "BUILD").exists() for package in packages)
+
+
 def test_no_dependency_is_listed_twice():
     for target in TARGETS:
         assert len(set(target.dependencies)) == len(target.dependencies), target.label

@@ -15,7 +15,6 @@ from nvae_tf.model.layers.context import functional_call
 from nvae_tf.replicas import Replicas
 from nvae_tf.training.consistency import infer_with_views
 from nvae_tf.training.objective import negative_elbo, objective_terms
-from nvae_tf.training.schedule import Schedule, steps_per_epoch, total_steps
 from tests.conftest import small_experiment_config, tiny_experiment_config
 from trainers.run import step as step_module
 from trainers.run.memory import expected_memory
@@ -310,21 +309,6 @@ def test_batch_norm_is_frozen_for_the_last_share_of_the_steps(strategy):
     assert float(metrics[3].batch.negative_elbo) == pytest.approx(expected, rel=1e-5)
 
 
-def test_batch_norm_is_frozen_from_the_first_step_only_on_request():
-    for steps, portion, expected in [
-        (100, 0.0, 100),
-        (100, 0.001, 100),
-        (100, 1.0, 0),
-        (9, 0.99, 1),
-        (100, 0.29, 71),
-    ]:
-        config = small_experiment_config(steps=steps)
-        config = config.override({"train.frozen_batch_norm_portion": portion})
-        schedule = Schedule(config, 100)
-        assert schedule.frozen_from == expected
-        assert not schedule.freezes(steps)  # a step that never comes
-
-
 def test_a_trainer_leaves_random_numbers_alone():
     def numbers():
         return random.random(), np.random.rand()
@@ -538,72 +522,6 @@ def test_the_batch_must_divide_over_the_replicas():
         Trainer(config, strategy_of("mirrored"), num_images=100)
 
 
-def test_steps_win_over_epochs():
-    config = tiny_experiment_config(steps=7)
-    assert total_steps(config, 10) == 7
-    assert total_steps(config.override({"train.steps": 0, "train.epochs": 3}), 10) == 6
-    assert steps_per_epoch(config, 11) == 2
-
-
 def test_too_few_images():
     with pytest.raises(ValueError, match="has 3 images, fewer than train.global_batch_size 4"):
         Trainer(tiny_experiment_config(), make_strategy("auto"), num_images=3)
-
-
-def test_unknown_strategy():
-    with pytest.raises(ValueError, match="'tpu'"):
-        make_strategy("tpu")
-
-
-def test_several_workers_need_their_addresses(monkeypatch):
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    with pytest.raises(ValueError, match="needs the environment variable TF_CONFIG"):
-        make_strategy("multi_worker")
-
-
-@pytest.mark.parametrize(
-    "text, fault",
-    [
-        ("workers", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ("[]", "is not an object"),
-        ("{}", "has no object 'cluster'"),
-        ('{"cluster": {}}', "has no object 'cluster'"),
-        ('{"cluster": {"worker": []}, "task": {}}', "has no list of HOST:PORT for 'worker'"),
-        ('{"cluster": {"worker": "a:1"}}', "has no list of HOST:PORT"),
-        ('{"cluster": {"worker": ["a"]}}', "has no list of HOST:PORT"),
-        ('{"cluster": {"ps": ["a:1"]}}', "has the job 'ps'"),
-        ('{"cluster": {"worker": ["a:1"]}}', "has no object 'task'"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": 1}}', "a task of the type 1"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief"}}', "of the type 'chief'"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "index 1"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "0"}}', "index '0'"),
-        (
-            '{"cluster": {"evaluator": ["a:1"]}, "task": {"type": "evaluator", "index": 0}}',
-            "a task of the type 'evaluator'",
-        ),
-    ],
-)
-def test_workers_that_are_listed_wrong(monkeypatch, text, fault):
-    monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(ValueError, match=f"TF_CONFIG.*{re.escape(fault)}"):
-        make_strategy("auto")
-
-
-def test_slurm_lists_the_workers(monkeypatch):
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    slurm = {
-        "PROCID": 1,
-        "STEP_NUM_TASKS": 4,
-        "STEP_NODELIST": "n[1-2]",
-        "STEP_TASKS_PER_NODE": "2(x2)",
-    }
-    for name, value in slurm.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    resolvers = []
-    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", resolvers.append)
-    make_strategy("auto")
-    workers = ["n1:8888", "n1:8889", "n2:8888", "n2:8889"]
-    assert resolvers[0].cluster_spec().as_dict() == {"worker": workers}
-    assert (resolvers[0].task_type, resolvers[0].task_id) == ("worker", 1)
