@@ -178,13 +178,14 @@ def main(argv: list[str]) -> None:
                 seed=_SEED.value,
             )
             # First, for most of what can be wrong with flags is wrong here.
-            evaluation.measure_reference(protocol, extractor)
+            reference = evaluation.reference_features(protocol, extractor)
         kept = trained.kept("likelihood", config.data)
         per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value, kept)
         if _PER_IMAGE.value:
             write_atomically(_PER_IMAGE.value, per_image.to_csv())
         if extractor:  # after the likelihood, which is not lost if this fails
-            evaluation.measure_sample_quality(trained.kept("batch_norm", config.data))
+            batch_norm = trained.kept("batch_norm", config.data)
+            evaluation.measure_sample_quality(protocol, extractor, reference, batch_norm)
         if _NUM_HIERARCHY_IMAGES.value:
             evaluation.measure_hierarchy(_NUM_HIERARCHY_IMAGES.value)
         text = to_json({"step": trained.step, **evaluation.result()})

@@ -82,7 +82,6 @@ class Evaluation:
         self._kept = KeptRows()
         self._likelihoods: ImageLikelihoods | None = None
         self._hierarchy: HierarchyResult | None = None
-        self._reference: tuple[Protocol, FeatureExtractor, ReferenceFeatures] | None = None
         self._quality: tuple[SampleQualityResult, Protocol] | None = None
 
     def measure_likelihood(self, num_iw_samples: int, directory: str) -> ImageLikelihoods:
@@ -128,7 +127,9 @@ class Evaluation:
                 batches, self._seed, after_batch=bar.update
             )
 
-    def measure_reference(self, protocol: Protocol, extractor: FeatureExtractor) -> None:
+    def reference_features(
+        self, protocol: Protocol, extractor: FeatureExtractor
+    ) -> ReferenceFeatures:
         """Computes the features of the real images that samples are compared with.
 
         Args:
@@ -139,23 +140,25 @@ class Evaluation:
         real = load_images(data, model, protocol.reference_split)
         prepare = _as_generated(model, protocol.pixels, self._seed)
         with _bar("reference features", len(real)) as bar:
-            reference = reference_features(
+            return reference_features(
                 real, extractor, cache_directory(data), self._batch_size, bar.update, prepare
             )
-        self._reference = protocol, extractor, reference
 
-    def measure_sample_quality(self, batch_norm: str) -> None:
-        """Computes FID, KID, precision and recall of samples against the measured reference.
+    def measure_sample_quality(
+        self,
+        protocol: Protocol,
+        extractor: FeatureExtractor,
+        reference: ReferenceFeatures,
+        batch_norm: str,
+    ) -> None:
+        """Computes FID, KID, precision and recall of samples against real images.
 
         Args:
+          protocol: How samples are drawn, and the split of the real images.
+          extractor: Computes the features.
+          reference: What `reference_features` returned for both.
           batch_norm: The directory that keeps the readjusted batch-norm statistics.
-
-        Raises:
-          RuntimeError: `measure_reference` has not been called.
         """
-        if self._reference is None:
-            raise RuntimeError("The sample quality needs `measure_reference` first.")
-        protocol, extractor, reference = self._reference
         with contextlib.ExitStack() as scope:
             if protocol.readjust_bn:
                 statistics = stored_statistics(batch_norm, self._model, protocol.temperature)
