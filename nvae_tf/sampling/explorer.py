@@ -22,9 +22,9 @@ Latents = list[tf.Tensor]  # L of [1, H_l, W_l, C_z], top-down: those of one ima
 class Explorer:
     """Draws what the functions of `nvae_tf.sampling.latents` do, as uint8 without padding.
 
-    It computes a few images at a time. A method traces the model once for each number of images
-    below `batch_size`, and for other groups. Images that go in are (N, H, W, C) in [0, 1], with
-    padding. A seed stands for image 0 of `Sampler`.
+    It computes a few images at a time. A method traces the model when it first gets so many images,
+    up to `batch_size`, or these groups. Images that go in are (N, H, W, C) in [0, 1], with padding.
+    A seed stands for image 0 of `Sampler`.
 
     Args:
       model: The model to look into. An `NVAE` is prepared anew for each call, with its weights and

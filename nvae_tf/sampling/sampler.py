@@ -139,13 +139,13 @@ class Sampler:
     ) -> Iterator[np.ndarray]:
         """Draws images 0 to number - 1 of a seed, in batches (B, h, w, C) uint8 without padding.
 
+        A call prepares the model anew, for iterators of earlier calls as well. So read these to
+        their end before the model's weights or moving averages change.
+
         Args:
           number: How many images to draw; the last batch may be smaller than the others.
           temperature: One number, one per scale or one per group; see `group_temperatures`.
           seed: At least 0.
-
-        A later call prepares the model anew for all of them: finish with the images of one call
-        before the next, if the model's weights or averages have changed.
 
         Raises:
           ValueError: Number or seed are negative, or the temperatures do not fit. The call raises
