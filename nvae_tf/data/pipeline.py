@@ -169,8 +169,8 @@ class _HeldImages:
     """Images (N, h, w, C) of which a dataset reads rows, and which are freed with it.
 
     The array stays where it is, in memory or in a mapped file. As a constant, TensorFlow would copy
-    it several times, once of them to the GPU. Functions of NumPy, which it never forgets, would
-    keep the array for as long as the process lives.
+    it several times, once of them to the GPU. TensorFlow also keeps every function of NumPy for as
+    long as the process lives. So the function here refers to a list, which is emptied in the end.
     """
 
     def __init__(self, images: np.ndarray):

@@ -34,9 +34,9 @@ _VALIDATION_IMAGES = 1000  # at most, during training
 
 
 def _drawn_rows(count: int, wanted: int) -> np.ndarray:
-    """Returns the numbers of some of so many images, the same ones in every run, in their order.
+    """Draws numbers from 0 to count - 1 in ascending order, the same ones in every run.
 
-    They are drawn at random because data sets may be sorted, for instance by class.
+    Images are chosen so because data sets may be sorted, for instance by class.
     """
     return np.sort(np.random.default_rng(0).permutation(count)[:wanted])
 
