@@ -160,7 +160,9 @@ def training_input(
     if as_views:
         images = random_views(images, seed + 2, first)
     if config.data.flip:
-        coins = uniform_rows(tf.shape(images)[0], [1, 1, 1], seed + 1, first)
+        # A view is flipped if its image is: it must not become its mirror image.
+        side = training_seed(config, number) + 1
+        coins = uniform_rows(tf.shape(images)[0], [1, 1, 1], side, first)
         images = tf.where(coins < 0.5, images, images[:, :, ::-1])
     return preprocess(images, config.model, seed, first)
 

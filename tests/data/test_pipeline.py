@@ -1,6 +1,5 @@
 """Batches as functions of seed and number."""
 
-import dataclasses
 import gc
 import weakref
 
@@ -69,7 +68,7 @@ def test_images_are_freed_with_their_dataset():
         assert freed() is None
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(count=st.integers(3, 40), batch_size=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
 def test_every_epoch_shows_every_image_once(count, batch_size, seed):
     dataset = training_batches(numbered_images(count), experiment(batch_size, seed))
@@ -92,7 +91,7 @@ def test_a_batch_depends_on_its_number_alone():
     np.testing.assert_array_equal(whole[20:], resumed)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(parts=st.integers(1, 3), workers=st.integers(1, 3), local=st.integers(1, 2))
 def test_workers_share_a_global_batch(parts, workers, local):
     images, replicas = numbered_images(50), workers * local
@@ -128,6 +127,19 @@ def test_flips_are_left_to_right_and_about_half():
     np.testing.assert_array_equal(left + right, np.ones(256))
     assert 90 < right.sum() < 166  # 128 ± 4.7 standard deviations
     assert flipped[:, 1].max() == 0
+
+
+def test_a_view_is_flipped_if_its_image_is():
+    images = np.zeros((64, 16, 16, 1), np.uint8)
+    images[:, :, :6] = 255
+    config = experiment(flip=True).override({"model.image_shape": (16, 16, 1)})
+
+    def brighter_on_the_left(as_views):
+        shown = training_input(tf.constant(images), config, 3, as_views=as_views).numpy()
+        return shown[:, :, :8].mean(axis=(1, 2, 3)) > shown[:, :, 8:].mean(axis=(1, 2, 3))
+
+    assert 0 < brighter_on_the_left(False).sum() < 64
+    np.testing.assert_array_equal(brighter_on_the_left(True), brighter_on_the_left(False))
 
 
 def test_quantisation_is_the_reference_s(golden):
@@ -171,4 +183,3 @@ def test_evaluation_sees_all_images_in_order():
     assert [len(batch) for batch in batches] == [4, 4, 2]
     seen = np.round(255 * np.concatenate(batches)).astype(int)
     assert numbers(seen) == list(range(10))
-    assert dataclasses.is_dataclass(experiment())
