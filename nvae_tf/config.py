@@ -216,7 +216,11 @@ class DataConfig:
     crop: tuple[int, ...] = option(
         (), "top, left, height and width in pixels; empty: the whole image", low=0, high=65_536
     )
-    center_crop: bool = option(False, "keep the largest centred part with the model's aspect ratio")
+    center_crop: bool = option(
+        False,
+        "keep the centre: with data.resize the largest part of the model's aspect ratio, without "
+        "it a part of the model's size",
+    )
     resize: bool = option(False, "to the model's image shape without padding, by area")
     flip: bool = option(False, "mirror a random half of the images in training")
     cache_dir: str = option("", "for decoded images, features, …; empty: ~/.cache/nvae_tf")

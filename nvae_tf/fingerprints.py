@@ -27,17 +27,19 @@ def array_fingerprint(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def sources_fingerprint(*packages: str) -> str:
-    """Returns a hash of the source files of packages of this project, 16 hexadecimal digits.
+def sources_fingerprint(*directories: str) -> str:
+    """Returns a hash of the source files below directories of this project, 16 hexadecimal digits.
 
     It does not depend on git.
 
     Args:
-      *packages: Their names, such as `"nvae_tf"`.
+      *directories: Their paths, such as `"nvae_tf"`.
     """
     root = pathlib.Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(path for package in packages for path in (root / package).rglob("*.py")):
+    for path in sorted(
+        path for directory in directories for path in (root / directory).rglob("*.py")
+    ):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ from tests.conftest import tiny_model_config
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 8), (1, 1, 5), (3,), (2, 1)])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1)),
     first=st.integers(0, 40),

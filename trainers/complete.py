@@ -33,7 +33,14 @@ from nvae_tf.data.holes import load_mask, load_with_holes, rectangle
 from nvae_tf.evaluation.completion import PixelFrequencies, score
 from nvae_tf.files import check_output, new_directory, to_json, write_atomically
 from nvae_tf.sampling.completion import Completer
-from nvae_tf.sampling.images import check_channels, encode_grid, show_holes, to_uint8, write_pngs
+from nvae_tf.sampling.images import (
+    check_channels,
+    check_sheet,
+    encode_grid,
+    show_holes,
+    to_uint8,
+    write_pngs,
+)
 
 _SHEET_ROWS = 32
 
@@ -122,7 +129,10 @@ def images_and_holes(config: ExperimentConfig) -> tuple[np.ndarray, np.ndarray]:
         holes |= hole
         for path, own in zip(_PICTURES.value, holes):
             if not own.any():
-                raise ValueError(f"{path}: it has no hole; it is opaque, and there is no --mask.")
+                raise ValueError(
+                    f"{path}: it has no hole. Say where with --hole or --mask, or, unless the "
+                    "model's images have an alpha channel themselves, by transparency."
+                )
         return images, holes
     if not hole.any():
         raise ValueError(f"--mask={_MASK.value} is black everywhere: there is no hole.")
@@ -149,6 +159,8 @@ def main(argv: list[str]) -> None:
         check_channels(".png", config.model.image_shape[-1])
         use_devices()
         images, holes = images_and_holes(config)
+        columns = _COMPLETIONS.value + (1 if _PICTURES.value is not None else 2)
+        check_sheet(min(_SHEET_ROWS, len(images)), columns, config.model.content_shape)
         frequencies = None
         if _SCORE.value:
             training = load_images(config.data, config.model, config.data.train_split)
@@ -159,24 +171,27 @@ def main(argv: list[str]) -> None:
         completer = Completer(model, _STEPS.value, _LEARNING_RATE.value, _BATCH_SIZE.value)
         batches = math.ceil(len(images) / _BATCH_SIZE.value)
         with tqdm(total=batches * _STEPS.value, unit="step", disable=None) as bar:
-            results = list(
-                completer.batches(seen, holes, _COMPLETIONS.value, _SEED.value, bar.update)
+            drawn, log_probs = zip(
+                *(
+                    (to_uint8(result.images), result.hole_log_prob)
+                    for result in completer.batches(
+                        seen, holes, _COMPLETIONS.value, _SEED.value, bar.update
+                    )
+                )
             )
         # What was seen stays as it is stored, not as the model saw it.
-        drawn = to_uint8(np.concatenate([result.images for result in results]))
-        completed = np.where(holes[:, None, :, :, None], drawn, images[:, None])
+        completed = np.where(holes[:, None, :, :, None], np.concatenate(drawn), images[:, None])
         if pictures:
             write_pictures(pictures, completed)
             scope.close()  # now it has its name, and other files may go into it
         shown = slice(_SHEET_ROWS)
-        columns = [show_holes(images[shown], holes[shown])[:, None], completed[shown]]
+        parts = [show_holes(images[shown], holes[shown])[:, None], completed[shown]]
         if _PICTURES.value is None:  # else nobody knows what was there
-            columns.insert(0, images[shown, None])
-        write_atomically(_OUTPUT.value, encode_grid(np.concatenate(columns, axis=1), ".png"))
+            parts.insert(0, images[shown, None])
+        write_atomically(_OUTPUT.value, encode_grid(np.concatenate(parts, axis=1), ".png"))
         if frequencies and _SCORE.value:
-            hole_log_prob = np.concatenate([result.hole_log_prob for result in results])
             truth = model.crop_padding(seen).numpy()
-            result = score(hole_log_prob, truth, holes, frequencies)
+            result = score(np.concatenate(log_probs), truth, holes, frequencies)
             text = to_json(dataclasses.asdict(result))
             write_atomically(_SCORE.value, text)
             print(text, end="")

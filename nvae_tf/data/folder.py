@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +21,8 @@ from nvae_tf.data.source import (
 )
 from nvae_tf.files import read_bytes
 
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # errors of a link that leads nowhere
+
 # TFDS can read directories as well, but only PNG and JPEG files in `split/label/`. It scales 16-bit
 # files silently, and its errors do not name the file.
 
@@ -33,10 +37,12 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
     empty, one picture goes there.
 
     Raises:
-      ValueError: if the directory or the split does not exist or has no pictures.
+      ValueError: if the directory or the split does not exist or has no pictures, or if the two
+        splits share a directory.
     """
     root = data_directory(data)
     names = (data.train_split, data.test_split)
+    _check_apart(root, data)
     present = [name for name in dict.fromkeys((split, *names)) if os.path.isdir(f"{root}/{name}")]
     if split in present:
         paths = _pictures_below(os.path.join(root, split))
@@ -56,16 +62,36 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
         except ValueError as error:
             raise UnreadableError("it is not a regular file") from error
         except OSError as error:
-            raise UnreadableError(error.strerror) from error
+            if error.errno in _NOWHERE:
+                raise UnreadableError(error.strerror) from error
+            # It may be whole, and be read another time: nothing to leave out.
+            raise ValueError(f"it cannot be read ({error.strerror})") from error
         return decode_picture(content, model.image_shape[-1])
 
     files = tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths])
     return decoded_source(files, read, os.fsdecode, len(paths), files_identity(paths), data, model)
 
 
-def _pictures_below(directory: str) -> list[str]:
-    found: list[str] = []
-    others: list[str] = []
+def _check_apart(root: str, data: DataConfig) -> None:
+    """Raises a ValueError if the training and the test split are directories that share one."""
+    splits = [os.path.join(root, split) for split in (data.train_split, data.test_split)]
+    if data.train_split == data.test_split or not all(map(os.path.isdir, splits)):
+        return  # who trains is told, and who only looks at images may want that
+    train, test = ({os.path.realpath(place) for place, _ in _walk(split)} for split in splits)
+    if shared := sorted(train & test):
+        raise ValueError(
+            f"The pictures in {shared[0]!r} belong to both splits, {data.train_split!r} "
+            f"(data.train_split) and {data.test_split!r} (data.test_split): put each split's "
+            "pictures into a directory that is not inside the other's."
+        )
+
+
+def _walk(directory: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields a directory and all below it, once each, with their files; hidden ones are left out.
+
+    Raises:
+      ValueError: A directory cannot be read.
+    """
     seen = set()
 
     def refuse(error: OSError) -> None:
@@ -77,6 +103,13 @@ def _pictures_below(directory: str) -> list[str]:
             continue
         seen.add(os.path.realpath(place))
         directories[:] = sorted(name for name in directories if not name.startswith("."))
+        yield place, files
+
+
+def _pictures_below(directory: str) -> list[str]:
+    found: list[str] = []
+    others: list[str] = []
+    for place, files in _walk(directory):
         for name in sorted(files):
             if not name.startswith("."):
                 is_picture = name.lower().endswith(EXTENSIONS)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.fit import crop_and_average, crop_and_resize, size_problem
-from nvae_tf.data.pictures import decode_picture
+from nvae_tf.data.pictures import decode_picture, with_channels
 from nvae_tf.files import read_bytes
 
 _OPAQUE = 255
@@ -44,19 +44,22 @@ def load_with_holes(
 def _load(path: str, data: DataConfig, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     channels = model.image_shape[-1]
     # A model whose images have an alpha channel themselves takes transparency as content.
-    with_alpha = channels + 1 if channels in (1, 3) else channels
+    has_holes = channels in (1, 3)
     content = read_bytes(path)
     try:
-        pixels = decode_picture(content, with_alpha)
+        pixels = decode_picture(content, 4 if has_holes else channels)
+        if has_holes:
+            opaque = pixels[:, :, 3:] == _OPAQUE
+            pixels = with_channels(np.where(opaque, pixels[:, :, :3], 0), channels)
         if problem := size_problem(data, model, *pixels.shape[:2]):
             raise ValueError(problem)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if with_alpha == channels:
+    if not has_holes:
         return crop_and_resize(pixels, data, model).numpy(), np.zeros(model.content_shape[:2], bool)
-    missing = (pixels[:, :, -1:] < _OPAQUE).astype(np.uint8)
+    missing = (~opaque).astype(np.uint8)
     gray = dataclasses.replace(model, image_shape=(*model.image_shape[:2], 1))
-    image = crop_and_resize(tf.constant(pixels[:, :, :-1]), data, model).numpy()
+    image = crop_and_resize(tf.constant(pixels), data, model).numpy()
     share = crop_and_average(tf.constant(missing), data, gray).numpy()[:, :, 0]
     hole = share > _ROUNDING
     return np.where(hole[:, :, None], 0, image).astype(np.uint8), hole

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -28,15 +28,15 @@ _MODES = {
     "RGBA": ("RGBA", "RGBA"),
 }
 _ORIENTATION = 0x0112  # the number of EXIF's tag
-# What turns a picture of another orientation than 1 upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# What turns the pixels (h, w, C) of another orientation than 1 upright.
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
 }
 # The errors that Pillow raises for damaged files; they depend on the format and the damage.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -62,34 +62,33 @@ def decode_picture(content: bytes, channels: int) -> np.ndarray:
       UnreadableError: if the file is damaged or has another format.
       ValueError: if the image would lose colours or transparency.
     """
-    if content.startswith(_PNG) and content[24:25] == b"\x10":
-        pixels = _decode_16_bit(content)
-    else:
-        pixels = _decode_8_bit(content)
-    return _with_channels(pixels, channels)
-
-
-def _decode_8_bit(content: bytes) -> np.ndarray:
+    is_wide = content.startswith(_PNG) and content[24:25] == b"\x10"
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-            picture.load()
+            pixels = _decode_16_bit(picture, content) if is_wide else _decode_8_bit(picture)
             turn = _turn(picture)
-            upright = picture if turn is None else picture.transpose(turn)
-            if upright.mode not in _MODES:
-                raise UnreadableError(
-                    f"its colours are {upright.mode}; gray, RGB and palettes can be read"
-                )
-            opaque, transparent = _MODES[upright.mode]
-            mode = transparent if "transparency" in upright.info else opaque
-            pixels = np.asarray(upright.convert(mode))
     except UnreadableError:
         raise
     except _DAMAGE as error:
         raise UnreadableError(f"not a readable picture ({error})") from error
+    return with_channels(turn(pixels) if turn else pixels, channels)
+
+
+def _decode_8_bit(picture: Image.Image) -> np.ndarray:
+    picture.load()
+    if picture.mode not in _MODES:
+        raise UnreadableError(f"its colours are {picture.mode}; gray, RGB and palettes can be read")
+    opaque, transparent = _MODES[picture.mode]
+    pixels = np.asarray(picture.convert(transparent if _has_key(picture) else opaque))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _turn(picture: Image.Image) -> Image.Transpose | None:
+def _has_key(picture: Image.Image) -> bool:
+    """Returns whether a colour, or a palette's entry, stands for transparency."""
+    return "transparency" in picture.info
+
+
+def _turn(picture: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
     """Returns what turns a picture upright; None if its EXIF names nothing, or cannot be read."""
     # ImageOps.exif_transpose writes the EXIF anew, and fails if that holds anything odd.
     try:
@@ -98,13 +97,12 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _decode_16_bit(content: bytes) -> np.ndarray:
-    # Pillow would drop the low byte of RGB, and clip gray. Its limit on pixels holds here, too.
-    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
-    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise UnreadableError(f"not a readable picture ({width}x{height} pixels are too many)")
+def _decode_16_bit(picture: Image.Image, content: bytes) -> np.ndarray:
+    # Pillow would drop the low byte of RGB, and clip gray. TensorFlow obeys a key if there is to be
+    # an alpha channel.
     try:
-        wide = tf.io.decode_png(content, dtype=tf.uint16).numpy()
+        channels = 4 if _has_key(picture) else 0  # 0: those of the file
+        wide = tf.io.decode_png(content, channels, dtype=tf.uint16).numpy()
     except tf.errors.InvalidArgumentError as error:
         raise UnreadableError("not a readable picture (damaged 16-bit PNG)") from error
     logging.log_first_n(logging.WARNING, "16-bit images are scaled to 8 bits.", 1)
@@ -116,7 +114,12 @@ def scale_to_8_bits(wide: np.ndarray) -> np.ndarray:
     return ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Converts pixels (h, w, 1 to 4) to a number of channels, as `decode_picture` says.
+
+    Raises:
+      ValueError: if the image would lose colours or transparency.
+    """
     if channels > 4:
         raise ValueError(
             f"a picture file has 1 to 4 channels, but the model's image_shape expects {channels}; "

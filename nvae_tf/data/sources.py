@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.embedded import open_embedded
@@ -24,6 +23,7 @@ from nvae_tf.data.source import Source
 from nvae_tf.data.storage import cache_directory, store
 from nvae_tf.data.tfds import open_tfds
 from nvae_tf.data.tfrecord import open_tfrecord
+from nvae_tf.fingerprints import sources_fingerprint
 
 _OPENERS: dict[str, Callable[[DataConfig, ModelConfig, str], Source]] = {
     "fashion_mnist_embedded": open_embedded,
@@ -54,13 +54,15 @@ def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
     """
     source = _OPENERS.get(data.name, open_tfds)(data, model, split)
     preparation = (data.crop, data.center_crop, data.resize, data.feature, data.raw_shape)
-    identity = repr((source.identity, preparation, data.skip_corrupt, model.content_shape))
+    code = sources_fingerprint("nvae_tf/data")
+    identity = repr((code, source.identity, preparation, data.skip_corrupt, model.content_shape))
     images = store(
         lambda: _batches(source, data, model, split),
         source.count,
         model.content_shape,
         cache_directory(data),
         hashlib.sha256(identity.encode()).hexdigest()[:32],
+        lambda: _left_out(source),
     )
     if len(images) == 0:
         raise ValueError(f"{data.name!r}: the split {split!r} has no images.")
@@ -114,13 +116,17 @@ def _batches(
             f"{data.name!r}: a file of the split {split!r} is damaged ({problem})."
         ) from error
     _raise_problems(source, data)
-    left_out = len(source.unreadable)
-    if left_out:
-        named = "; ".join(sorted(source.unreadable)[:_LISTED])
-        more = f"; and {left_out - _LISTED} more" if left_out > _LISTED else ""
-        logging.warning("Left out %d of %d images: %s%s", left_out, source.count, named, more)
-    if seen + left_out != source.count:
+    if seen + len(source.unreadable) != source.count:
         raise ValueError(f"{data.name!r}: {source.count} images promised, {seen} read.")
+
+
+def _left_out(source: Source) -> str:
+    count = len(source.unreadable)
+    if not count:
+        return ""
+    named = "; ".join(sorted(source.unreadable)[:_LISTED])
+    more = f"; and {count - _LISTED} more" if count > _LISTED else ""
+    return f"Left out {count} of {source.count} images: {named}{more}"
 
 
 def _raise_problems(source: Source, data: DataConfig) -> None:

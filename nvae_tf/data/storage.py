@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from nvae_tf.config import DataConfig
-from nvae_tf.files import locked, make_cache, new_file
+from nvae_tf.files import locked, make_cache, new_file, read_text, write_atomically
 
 _BLOCK = 2**22  # values of images that are looked at together
 _HASHED = 1024
@@ -25,6 +25,7 @@ def store(
     shape: tuple[int, int, int],
     directory: str,
     name: str,
+    note: Callable[[], str] = lambda: "",
 ) -> np.ndarray:
     """Collects batches of images into one array.
 
@@ -38,6 +39,8 @@ def store(
       shape: (H, W, C).
       directory: Directory of the file. It is created if necessary.
       name: Name of the file, which must differ for different images.
+      note: Returns what is to be logged whenever these images are used, such as which are missing;
+        empty for nothing. It is called after the last batch, and a file keeps it.
 
     Returns:
       (N, H, W, C) uint8; a read-only `np.memmap` if the images are in the file.
@@ -48,13 +51,16 @@ def store(
         for batch in read():
             images[filled : filled + len(batch)] = batch
             filled += len(batch)
+        _log(note())
         return images[:filled]
     path = os.path.join(directory, f"{name}.uint8")
     if not os.path.exists(path):
         make_cache(directory)
         with _alone(path):
             if not os.path.exists(path):
-                _write(read(), path)
+                _write(read(), note, path)
+    if os.path.exists(f"{path}.txt"):
+        _log(read_text(f"{path}.txt"))
     filled = os.path.getsize(path) // math.prod(shape)
     if not filled:  # an empty file cannot be mapped
         return np.empty((0, *shape), np.uint8)
@@ -107,7 +113,14 @@ def _alone(path: str) -> Iterator[None]:
                 os.remove(lock)
 
 
-def _write(batches: Iterable[np.ndarray], path: str) -> None:
+def _write(batches: Iterable[np.ndarray], note: Callable[[], str], path: str) -> None:
     with new_file(path) as temporary, open(temporary, "wb") as file:
         for batch in batches:
             file.write(batch.tobytes())
+        if text := note():
+            write_atomically(f"{path}.txt", text)
+
+
+def _log(note: str) -> None:
+    if note:
+        logging.warning("%s", note)

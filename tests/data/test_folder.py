@@ -1,5 +1,6 @@
 """A directory of pictures."""
 
+import errno
 import os
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from PIL import Image
 
 from nvae_tf import DataConfig, ModelConfig
-from nvae_tf.data import load_classes, load_images
+from nvae_tf.data import folder as folder_module
+from nvae_tf.data import load_classes, load_images, sources, storage
 
 MODEL = ModelConfig(image_shape=(6, 8, 3))
 
@@ -86,6 +88,52 @@ def test_a_damaged_picture_is_named_or_left_out(tmp_path, caplog):
     images = load_images(folder(tmp_path, skip_corrupt=True), MODEL, "train")
     assert values(images) == [0, 1, 2]
     assert "Left out 2 of 5 images" in caplog.text and "4.png" in caplog.text
+
+
+def test_what_was_left_out_is_said_whenever_the_stored_images_are_used(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(storage, "_IN_MEMORY", 10)
+    save(tmp_path / "pictures/train/0.png", 7)
+    (tmp_path / "pictures/train/1.png").write_bytes(b"no picture")
+    data = folder(tmp_path / "pictures", skip_corrupt=True, cache_dir=str(tmp_path / "cache"))
+    for _ in range(2):
+        caplog.clear()
+        assert values(load_images(data, MODEL, "train")) == [7]
+        assert "Left out 1 of 2 images" in caplog.text and "1.png" in caplog.text
+
+
+def test_other_code_decodes_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_IN_MEMORY", 10)
+    save(tmp_path / "pictures/train/0.png", 7)
+    data = folder(tmp_path / "pictures", cache_dir=str(tmp_path / "cache"))
+    for code in ("before", "before", "after"):
+        monkeypatch.setattr(sources, "sources_fingerprint", lambda _, code=code: code)
+        load_images(data, MODEL, "train")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_file_that_a_disk_fails_to_read_is_not_left_out(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    save(tmp_path / "train/a.png", 1)
+    monkeypatch.setattr(folder_module, "read_bytes", fail)
+    with pytest.raises(ValueError, match=r"a\.png: it cannot be read \(Input/output error\)\.?$"):
+        load_images(folder(tmp_path, skip_corrupt=True), MODEL, "train")
+
+
+def test_a_split_inside_of_the_other_is_refused(tmp_path):
+    save(tmp_path / "train/a.png", 1)
+    save(tmp_path / "train/deep/held/b.png", 2)
+    os.symlink(tmp_path / "train", tmp_path / "same")
+    for test_split in ("train/deep/held", "train/deep", "same"):
+        for split in ("train", test_split):
+            with pytest.raises(ValueError, match="belong to both splits, 'train' .*test_split"):
+                load_images(folder(tmp_path, test_split=test_split), MODEL, split)
+    apart = folder(tmp_path, train_split="train/deep/held", test_split="other")
+    save(tmp_path / "other/c.png", 3)
+    assert values(load_images(apart, MODEL, "train/deep/held")) == [2]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,17 @@ def test_gray_pictures_and_a_padding(tmp_path):
     assert images.shape == (1, 6, 8, 1) and holes.sum() == 4 and holes[0, 2:4, 2:4].all()
 
 
+def test_colours_in_a_hole_are_never_looked_at(tmp_path):
+    pixels = np.full((6, 8, 4), 255)
+    pixels[..., :3] = 100
+    pixels[2, 3] = 0, 0, 200, 0  # blue, and erased
+    images, holes = load_with_holes([save(tmp_path / "a.png", pixels)], DATA, GRAY)
+    assert np.argwhere(holes[0]).tolist() == [[2, 3]] and np.all(images[0][~holes[0]] == 100)
+    pixels[2, 3, 3] = 255
+    with pytest.raises(ValueError, match="has colours"):
+        load_with_holes([save(tmp_path / "b.png", pixels)], DATA, GRAY)
+
+
 def test_a_pixel_that_mixes_with_the_hole_is_in_it(tmp_path):
     pixels = np.full((12, 16, 4), 255)
     pixels[0, 0] = 0  # a quarter of the first pixel after resizing

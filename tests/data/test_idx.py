@@ -74,7 +74,7 @@ def test_damaged_files_are_named(tmp_path, content, message):
         load_images(data(tmp_path), MODEL, "train")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 2**64), st.binary(min_size=1, max_size=6), st.booleans())
 def test_mutated_files_are_read_or_refused(position, replacement, zipped):
     content = bytearray(idx_file(IMAGES[..., 0]))

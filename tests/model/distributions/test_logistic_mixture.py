@@ -31,7 +31,7 @@ def all_values(channels, bits):
     return np.array(list(itertools.product(levels, repeat=channels)), np.float32)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**31),
     case=st.sampled_from([(1, 1), (1, 5), (1, 7), (2, 3), (3, 1), (3, 3), (4, 2)]),

@@ -9,7 +9,7 @@ from nvae_tf.model.compilation import compiled
 from nvae_tf.model.layers.depthwise import depthwise_convolution, depthwise_in_xla
 
 
-@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=15, derandomize=True)
 @hypothesis.given(
     st.integers(1, 6),
     st.integers(1, 7),
