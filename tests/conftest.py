@@ -13,6 +13,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
@@ -21,11 +22,18 @@ import tensorflow as tf
 from nvae_tf.command_line import use_devices
 from nvae_tf.config import ExperimentConfig, ModelConfig, TrainConfig
 
+for variable in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS"):  # of a cluster's job that runs the tests
+    os.environ.pop(variable, None)
+
 # Two CPU devices, so that two replicas can be compared with one; before anything is computed.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], 2 * [tf.config.LogicalDeviceConfiguration()]
 )
 use_devices(training=True)  # without Grappler, which takes longer than most tests
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

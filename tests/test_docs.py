@@ -11,6 +11,7 @@ import pytest
 
 from nvae_tf import presets
 from nvae_tf.config import check_fields
+from nvae_tf.runs.workdir import CHANGEABLE
 from tests.trainers.programs import run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -190,3 +191,9 @@ def test_every_benchmark_is_run_once():
         "kserve",
         "curves",
     }
+
+
+def test_the_fields_that_may_change_are_documented():
+    text = (ROOT / "docs/training.md").read_text()
+    paragraph = next(p for p in text.split("\n\n") if p.startswith("When a run is resumed"))
+    assert sorted(re.findall(r"`((?:data|train)\.\w+)`", paragraph)) == sorted(CHANGEABLE)

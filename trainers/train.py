@@ -80,7 +80,9 @@ def main(argv: list[str]) -> None:
         workdir = Workdir(_WORKDIR.value)
         config = requested_config(workdir)
         steps = StepRange.parse(_PROFILE_STEPS.value) if _PROFILE_STEPS.value else None
-        init_from = TrainedModel.of(_INIT_FROM.value) if _INIT_FROM.value else None
+        init_from = None
+        if _INIT_FROM.value and workdir.latest_checkpoint() is None:  # it may be gone later
+            init_from = TrainedModel.of(_INIT_FROM.value)
         if _PROCESSES.value and _PROCESSES.value > 1:
             check_launch(_PROCESSES.value, config)
             # The last value of a flag counts: these processes start no others.

@@ -21,7 +21,7 @@ _CONFIG = "config.json"
 _IMAGES = "images.json"
 _LOCK = ".lock"
 # What may change from one start of a run to the next: how long it goes on, what it writes, where.
-_CHANGEABLE = (
+CHANGEABLE = (
     "data.cache_dir",
     "data.data_dir",
     "train.epochs",
@@ -162,7 +162,7 @@ class Workdir:
         differences = [
             phrase
             for name, phrase in config.differences(self.read_config()).items()
-            if name not in _CHANGEABLE
+            if name not in CHANGEABLE
         ]
         if differences:
             raise ValueError(

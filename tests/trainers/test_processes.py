@@ -160,8 +160,8 @@ def test_a_run_whose_worker_was_killed_goes_on(tmp_path):
 
 def test_sigterm_ends_after_the_step(uninterrupted, tmp_path):
     process = start(tmp_path / "run", "train.checkpoint_every=100")
-    wait_for_checkpoint(tmp_path / "run", 0)
-    time.sleep(8)  # trace, and some steps
+    while "Step traced in" not in (line := process.stdout.readline()):
+        assert line, "it ended without a step"
     process.send_signal(signal.SIGTERM)
     output = finish(process)
     step = int(re.search(r"Stopped after step (\d+)", output)[1])

@@ -333,6 +333,9 @@ def test_a_run_starts_from_a_preset(preset, tmp_path):
     reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints/ckpt-0"))
     for variable in trained.variables:
         np.testing.assert_array_equal(reader.get_tensor(f"model/{variable.path}"), variable.numpy())
+    # The same command goes on when what it started from is gone.
+    again = run("trainers.train", f"--init_from={tmp_path}/gone", f"--workdir={tmp_path / 'run'}")
+    assert "is complete: 1 of 1 steps" in again
 
 
 def test_verbosity_shows_where_an_error_was_raised():

@@ -30,15 +30,16 @@ def first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Ten
 
     Returns:
       A sentence without its full stop. It says what was not finite first (a variable, a layer's
-      output, the KL of a group, the likelihood, or a gradient), that all values were finite, which
-      means that other images were the cause, or that the memory did not suffice.
+      output, the KL of a group, the likelihood, or a gradient), that all values were finite, or
+      that the memory did not suffice. In the second case the cause is among what is not computed
+      here: other images, their views, or the regularisation.
     """
     try:
         culprit = _first_non_finite(trainer, values, step, images[: trainer.replica_batch])
     except tf.errors.ResourceExhaustedError as error:
         return f"There was too little memory to look for the cause ({error.message})"
     if culprit is None:
-        return "Computed again on one device, the first images gave finite values only"
+        return "Computed again on one device, the bound of the first images was finite"
     return f"The first value that was not finite is {culprit}"
 
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from nvae_tf.training.schedule import Schedule
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.diagnosis import first_non_finite
 from trainers.run.memory import expected_memory
-from trainers.run.progress import Progress, validation_elbo
+from trainers.run.progress import Progress
 from trainers.run.signals import Stopped, StopRequest
 from trainers.run.step_profile import StepProfile, StepRange
 from trainers.run.strategies import check_devices, device_names, is_chief, make_strategy
@@ -98,11 +98,10 @@ def train(
     with contextlib.ExitStack() as scope:
         if is_chief(strategy):
             scope.enter_context(workdir.training())
-            workdir.write_images(described)
         run = _Run(config, workdir, strategy, images, test_images, profile_steps)
         try:
             with StopRequest() as stop:
-                started = run.start(initial)
+                started = run.start(initial, described)
                 del initial  # it may be in a device's memory
                 if not started:
                     return
@@ -114,7 +113,7 @@ def train(
                         run.roll_back(error)
             # From here on a signal ends the process at once: everything is saved.
             if stopped or stop.name:
-                run.say(f"Stopped after step {run.step}. The same command goes on from there.")
+                run.say_stopped()
             else:
                 run.finish()
         finally:
@@ -198,8 +197,19 @@ class _Run:
             tqdm.write(text)  # which leaves a bar whole
             sys.stdout.flush()
 
-    def start(self, initial: InitialWeights | None) -> bool:
-        """Restores or initialises; returns whether there is anything left to do."""
+    def say_stopped(self) -> None:
+        """Prints where the run has stopped, and where it will go on."""
+        kept = checkpoint_step(self._workdir.latest_checkpoint())
+        where = "there" if kept == self.step else f"step {kept}: the steps since were not finite"
+        self.say(f"Stopped after step {self.step}. The same command goes on from {where}.")
+
+    def start(self, initial: InitialWeights | None, images: Mapping[str, Mapping]) -> bool:
+        """Restores or initialises; returns whether there is anything left to do.
+
+        Args:
+          initial: What a new run starts with, in place of random weights.
+          images: A description of each split, which the workdir keeps.
+        """
         trainer = self._trainer
         restored = self._checkpointer.restore()
         trainer.check_agreement()
@@ -212,6 +222,7 @@ class _Run:
             return False
         if self._chief:
             self._workdir.write_config(self._config)
+            self._workdir.write_images(images)
             self._checkpointer.clear_leftovers()
         if restored:
             self.say(f"Resuming after step {self.step} of {total}.")
@@ -254,6 +265,7 @@ class _Run:
         trainer, train = self._trainer, self._config.train
         batches = iter(self._batches)
         metrics: StepMetrics | None = None
+        due = False  # whether a checkpoint is to be written after the next finite step
         first, freezes = self.step + 1, trainer.schedule.freezes
         for step in range(first, trainer.total_steps + 1):
             if step > first and freezes(step - 1) and not freezes(step - 2):
@@ -262,20 +274,23 @@ class _Run:
             with self._profile.step(step):
                 metrics = trainer.step(batches, step - 1, stop=stop.name is not None)
             last = step == trainer.total_steps
+            due = due or last or step % train.checkpoint_every == 0
             # A step's own metrics have to be waited for, so most steps are judged after the next.
-            judged = metrics if last or step % train.checkpoint_every == 0 else previous
-            if judged and has_diverged(judged):
+            judged = metrics if due else previous
+            if judged and has_diverged(judged, last):
                 raise DivergedError(f"Loss or gradient was not finite up to step {step}")
             if self._progress:
                 self._progress.after_step(step, metrics)
             if judged and judged.batch.stop > 0 and not last:
-                self._save()  # at once: whoever asked may not wait for more
+                if metrics.verdict.not_finite_in_a_row == 0:
+                    self._save()  # at once: whoever asked may not wait for more
                 return True
             if step % train.image_every == 0 and not last:
                 self._on_chief(functools.partial(self._validate, step, stop))
-            good = judged and judged.verdict.not_finite_in_a_row == 0
-            if last or (step % train.checkpoint_every == 0 and good):
+            # Weights that gave a loss that is not finite are nothing to go back to.
+            if last or (due and metrics.verdict.not_finite_in_a_row == 0):
                 self._save()  # last, so that a run killed before it validates again
+                due = False
         return False
 
     def _validate(self, step: int, stop: StopRequest) -> None:
@@ -346,11 +361,11 @@ class _Run:
         """
         if self._progress:
             try:
-                found = self._progress.measure()
+                found, validation = self._progress.measure()
             except DivergedError:
                 self._progress.fail()
                 raise
-            self._checkpointer.save_if_best(validation_elbo(found))
+            self._checkpointer.save_if_best(validation)
             self._progress.finish(found)  # last: a run that has a result is complete
 
     def close(self) -> None:

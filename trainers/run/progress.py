@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from tqdm import tqdm
@@ -33,22 +34,12 @@ from trainers.summaries import EXAMPLES, Speed, Summaries, group_name
 _VALIDATION_IMAGES = 1000  # at most, during training
 
 
-def _drawn_rows(count: int, wanted: int) -> np.ndarray:
+def drawn_rows(count: int, wanted: int) -> np.ndarray:
     """Draws numbers from 0 to count - 1 in ascending order, the same ones in every run.
 
     Images are chosen so because data sets may be sorted, for instance by class.
     """
     return np.sort(np.random.default_rng(0).permutation(count)[:wanted])
-
-
-def validation_elbo(found: ImageLikelihoods) -> float:
-    """Returns the mean -ELBO in nats, by which checkpoints are ranked.
-
-    Args:
-      found: What was measured of all held-out images.
-    """
-    negative_elbo = found.negative_elbo
-    return float(negative_elbo[_drawn_rows(len(negative_elbo), _VALIDATION_IMAGES)].mean())
 
 
 class Progress:
@@ -72,9 +63,10 @@ class Progress:
         self._trainer = trainer
         self._workdir = workdir
         self._test_images = test_images
+        self._validated = drawn_rows(len(test_images), _VALIDATION_IMAGES)
         self._model = InferenceModel(trainer.model)  # without weights until it evaluates
         self._evaluator = LikelihoodEvaluator(self._model)
-        shown = test_images[_drawn_rows(len(test_images), EXAMPLES)]
+        shown = test_images[drawn_rows(len(test_images), EXAMPLES)]
         examples = evaluation_batches(shown, config.model, EXAMPLES)
         step = trainer.state.steps_done
         self._summaries = Summaries(
@@ -145,8 +137,10 @@ class Progress:
           Stopped: A signal arrived meanwhile.
         """
         stop.check()
-        images = self._test_images[_drawn_rows(len(self._test_images), _VALIDATION_IMAGES)]
-        found = self._evaluate(images, step, self._evaluator, lambda _: stop.check())
+        with self._prepared():
+            images = self._test_images[self._validated]
+            found = self._bounds(images, self._evaluator, lambda _: stop.check())
+            self._log(step, found)
         result = found.summary(self._trainer.config.model)
         self._summaries.flush()
         self._write(
@@ -173,30 +167,36 @@ class Progress:
         elif before and not self._collapsed:
             self._write(f"step {step}: all groups are in use again")
 
-    def _evaluate(
+    @contextlib.contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """A scope in which the model has the weights of the steps done."""
+        self._model.take(self._trainer.state.evaluation_values())
+        try:
+            yield
+        finally:
+            self._model.release()
+
+    def _bounds(
         self,
         images: np.ndarray,
-        step: int,
         evaluator: LikelihoodEvaluator,
         after_batch: Callable[[int], None] | None = None,
     ) -> ImageLikelihoods:
-        config = self._trainer.config.model
-        self._model.take(self._trainer.state.evaluation_values())
+        # What fits into a device's memory in training does so here.
+        batches = evaluation_batches(
+            images, self._trainer.config.model, self._trainer.replica_batch
+        )
         try:
-            # What fits into a device's memory in training does so here.
-            batches = evaluation_batches(images, config, self._trainer.replica_batch)
-            try:
-                found = evaluator.per_image(batches, after_batch=after_batch)
-            except NotFiniteError as error:
-                raise DivergedError(
-                    f"The -ELBO of held-out images was not finite after step {step}"
-                ) from error
-            result = found.summary(config)
-            self._summaries.log_validation(step, result)
-            self._summaries.log_images(step)
-        finally:
-            self._model.release()
-        return found
+            return evaluator.per_image(batches, after_batch=after_batch)
+        except NotFiniteError as error:
+            step = self._trainer.state.steps_done
+            raise DivergedError(
+                f"The -ELBO of held-out images was not finite after step {step}"
+            ) from error
+
+    def _log(self, step: int, found: ImageLikelihoods) -> None:
+        self._summaries.log_validation(step, found.summary(self._trainer.config.model))
+        self._summaries.log_images(step)
 
     def flush(self) -> None:
         """Makes everything that was logged visible."""
@@ -206,10 +206,14 @@ class Progress:
         """Reports that the run ends without a result."""
         self._summaries.end(success=False)
 
-    def measure(self) -> ImageLikelihoods:
+    def measure(self) -> tuple[ImageLikelihoods, float]:
         """Evaluates the finished model on all test images.
 
         It does so in float32, as the other programs do, whatever the precision of the training was.
+
+        Returns:
+          The bounds of all images, and what `validate` would return: an image's draws depend on
+          its number among those that are evaluated, so that is measured by itself.
 
         Raises:
           DivergedError: The result is not finite.
@@ -219,7 +223,14 @@ class Progress:
             exact = NVAE.structure(self._trainer.config.model, dtype="float32")
             values = self._trainer.state.evaluation_values()
             evaluator = LikelihoodEvaluator(InferenceModel(exact, values))
-        return self._evaluate(self._test_images, self._trainer.state.steps_done, evaluator)
+        with self._prepared():
+            found = validation = self._bounds(self._test_images, evaluator)
+            some = len(self._validated) < len(self._test_images)
+            if some or evaluator is not self._evaluator:
+                images = self._test_images[self._validated]
+                validation = self._bounds(images, self._evaluator)
+            self._log(self._trainer.state.steps_done, found)
+        return found, float(validation.negative_elbo.mean())
 
     def finish(self, found: ImageLikelihoods) -> None:
         """Prints and writes what `measure` has found."""

@@ -55,7 +55,8 @@ class StopRequest:
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         del frame
         self.name = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # the second Ctrl-C stops at once
+        if signal.SIGINT in self._outer:  # the second Ctrl-C stops at once
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._outer.items():

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -32,9 +31,14 @@ class DivergedError(RuntimeError):
     """The loss or the gradient is not finite any more."""
 
 
-def has_diverged(metrics: StepMetrics) -> bool:
-    """Returns whether so many steps in a row were not finite that no loss scale explains it."""
-    too_many = metrics.verdict.not_finite_in_a_row >= _NOT_FINITE_LIMIT
+def has_diverged(metrics: StepMetrics, last: bool = False) -> bool:
+    """Returns whether so many steps in a row were not finite that no loss scale explains it.
+
+    Args:
+      metrics: Those of the newest step.
+      last: Whether it is the last one of the run, which no better one can follow.
+    """
+    too_many = metrics.verdict.not_finite_in_a_row >= (1 if last else _NOT_FINITE_LIMIT)
     return bool(too_many) and float(metrics.verdict.loss_scale) <= 1
 
 
@@ -187,18 +191,18 @@ class Trainer:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seeds what Keras's initialisers draw, and leaves a caller's random numbers as they were.
+    """Seeds Keras's initialisers, and leaves a caller's random numbers as they were.
 
     A search for good settings, which trains several models in a process, would otherwise draw the
-    same settings after each of them.
+    same settings after each of them. An initialiser draws its seed from Python's generator, and
+    nothing else from any other.
     """
-    python, numpy = random.getstate(), np.random.get_state()
-    keras.utils.set_random_seed(seed)
+    before = random.getstate()
+    random.seed(seed)
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        random.setstate(before)
 
 
 def _sum_over_replicas(number: tf.Tensor) -> tf.Tensor:

@@ -13,9 +13,15 @@ import nvae_tf
 from nvae_tf import NVAE
 from nvae_tf.model.stacks import StackedVariables, StackLayout
 from nvae_tf.model.towers import Towers
-from nvae_tf.runs.checkpoint_files import CheckpointReader, write_checkpoint
+from nvae_tf.runs.checkpoint_files import (
+    CheckpointReader,
+    checkpoint_step,
+    checkpoints,
+    write_checkpoint,
+)
 from nvae_tf.runs.load import save_weights
 from nvae_tf.runs.workdir import Workdir
+from nvae_tf.training.schedule import Schedule
 from tests.conftest import small_experiment_config
 from tests.trainers.run.test_trainer import stored_images
 from trainers.run import experiment
@@ -24,10 +30,21 @@ from trainers.run import trainer as trainer_module
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.diagnosis import first_non_finite
 from trainers.run.experiment import train
+from trainers.run.progress import Progress
+from trainers.run.signals import StopRequest
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import DivergedError, Trainer
 
 CONFIG = small_experiment_config(keep_checkpoints=2).override({"optimizer.ema_decay": 0.5})
+
+
+class AlreadyAsked(StopRequest):
+    """A request that has come before the first step."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.name = "SIGTERM"
+        return self
 
 
 def make(workdir, config=CONFIG):
@@ -119,8 +136,11 @@ def test_what_a_killed_save_leaves_is_removed(tmp_path):
     assert os.listdir(workdir.checkpoints) == ["ckpt-4.index"]
 
 
-def poison(monkeypatch, steps):
-    """Makes the loss of these steps NaN, unless the learning rate was lowered."""
+def poison(monkeypatch, steps, limit=1):
+    """Makes the loss after these steps NaN, unless the learning rate was lowered twice.
+
+    So many steps in a row that are not finite are then a divergence.
+    """
     terms, held = step_module.objective_terms, {}
     start = Trainer.__init__
 
@@ -138,8 +158,51 @@ def poison(monkeypatch, steps):
 
     monkeypatch.setattr(Trainer, "__init__", init)
     monkeypatch.setattr(step_module, "objective_terms", poisoned)
-    monkeypatch.setattr(trainer_module, "_NOT_FINITE_LIMIT", 1)
+    monkeypatch.setattr(trainer_module, "_NOT_FINITE_LIMIT", limit)
     return held
+
+
+def saved_steps(workdir):
+    return [checkpoint_step(prefix) for prefix in checkpoints(workdir.checkpoints)]
+
+
+def test_checkpoints_wait_for_finite_steps_and_the_last_one_must_be(tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, [1, 3], limit=5)
+    monkeypatch.setattr(experiment, "first_non_finite", lambda *_: "No search")
+    starts, rates = [], []
+    batches, after_step = Trainer.batches, Progress.after_step
+
+    def start(self, images):
+        starts.append(self.state.steps_done)
+        return batches(self, images)
+
+    def note(self, step, metrics):
+        rates.append((step, float(metrics.schedule.learning_rate)))
+        after_step(self, step, metrics)
+
+    monkeypatch.setattr(Trainer, "batches", start)
+    monkeypatch.setattr(Progress, "after_step", note)
+    workdir = Workdir(tmp_path / "run")
+    config = small_experiment_config(steps=4, checkpoint_every=2, keep_checkpoints=9)
+    train(config.override({"optimizer.warmup_epochs": 0.0}), workdir)
+    # Step 2 was not finite, nor step 4 before the learning rate was lowered twice.
+    assert saved_steps(workdir) == [0, 3, 4]
+    assert starts == [0, 3, 3]
+    printed = capsys.readouterr().out
+    assert "not finite up to step 4. No search. Back to step 3, with 0.5 times" in printed
+    assert [step for step, _ in rates] == [1, 2, 3, 4]
+    expected = Schedule(config.override({"optimizer.warmup_epochs": 0.0}), 9000).at(3)
+    assert rates[-1][1] == pytest.approx(0.25 * float(expected.learning_rate), rel=1e-6)
+
+
+def test_a_stop_among_steps_that_are_not_finite_saves_nothing(tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, [1, 2], limit=5)
+    monkeypatch.setattr(experiment, "StopRequest", AlreadyAsked)
+    workdir = Workdir(tmp_path / "run")
+    train(small_experiment_config(), workdir)
+    assert saved_steps(workdir) == [0]
+    said = "Stopped after step 2. The same command goes on from step 0: the steps since were not"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -149,6 +212,8 @@ def test_a_diverging_run_goes_back_and_learns_more_slowly(tmp_path, monkeypatch,
 
     def search(trainer, values, step, images):
         searched.append(step)
+        restored = trainer.state.model_values()  # of the step before
+        assert any(np.any(values[path] != restored[path]) for path in restored)
         return first_non_finite(trainer, values, step, images)
 
     monkeypatch.setattr(experiment, "first_non_finite", search)
@@ -185,12 +250,6 @@ def test_a_run_that_diverges_again_and_again_ends_with_advice(tmp_path, monkeypa
 
 
 def test_a_stop_request_ends_the_run_with_a_checkpoint(tmp_path, monkeypatch, capsys):
-    class AlreadyAsked(experiment.StopRequest):
-        def __enter__(self):
-            super().__enter__()
-            self.name = "SIGTERM"
-            return self
-
     monkeypatch.setattr(experiment, "StopRequest", AlreadyAsked)
     workdir = Workdir(tmp_path / "run")
     train(small_experiment_config(checkpoint_every=4), workdir)

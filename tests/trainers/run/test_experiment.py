@@ -9,6 +9,7 @@ import types
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.data import evaluation_batches, load_images
@@ -18,8 +19,9 @@ from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_experiment_config
 from trainers.run import experiment
 from trainers.run.checkpoints import Checkpointer
-from trainers.run.experiment import train
-from trainers.run.progress import Progress, validation_elbo
+from trainers.run.experiment import check_profile_steps, train
+from trainers.run.progress import Progress, drawn_rows
+from trainers.run.step_profile import StepRange
 from trainers.run.strategies import make_strategy
 from trainers.run.trainer import DivergedError, Trainer
 from trainers.summaries.event_files import read_scalars
@@ -53,7 +55,14 @@ def test_a_run_leaves_config_checkpoints_and_evaluation(finished):
     assert result["negative_elbo"] == pytest.approx(
         result["reconstruction"] + sum(result["kl_per_group"]), rel=1e-4
     )
-    assert not [name for name in os.listdir(finished.path) if "tmp" in name]
+    assert sorted(os.listdir(finished.path)) == [
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "evaluation.json",
+        "images.json",
+        "tensorboard",
+    ]
 
 
 def test_the_best_checkpoint_has_the_lowest_validation_bound(finished):
@@ -66,8 +75,7 @@ def test_the_best_checkpoint_has_the_lowest_validation_bound(finished):
 
 def test_a_validation_is_not_of_the_first_class_alone():
     sorted_by_class = np.repeat([0.0, 1.0], 2000)
-    mean = validation_elbo(types.SimpleNamespace(negative_elbo=sorted_by_class))
-    assert mean == pytest.approx(0.5, abs=0.05)
+    assert sorted_by_class[drawn_rows(4000, 1000)].mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_finished_run_does_not_start_over(finished, capsys):
@@ -339,6 +347,53 @@ def test_other_images_are_refused(finished, monkeypatch):
     monkeypatch.setattr(experiment, "load_images", lambda *_: images[1:])
     with pytest.raises(ValueError, match="split 'train' are not those that the run.*started with"):
         train(tiny_experiment_config(steps=8), finished)
+
+
+def test_a_refused_start_leaves_what_the_images_were(finished, tmp_path, monkeypatch):
+    workdir = Workdir(tmp_path / "run")
+    shutil.copytree(finished.path, workdir.path)
+    shutil.rmtree(workdir.checkpoints)
+    before, config = workdir.read_images(), finished.read_config()
+    images = load_images(config.data, config.model, "train")
+    monkeypatch.setattr(experiment, "load_images", lambda *_: images[1:])
+    with pytest.raises(ValueError, match="its checkpoints are gone"):
+        train(tiny_experiment_config(steps=8), workdir)
+    assert before and workdir.read_images() == before
+
+
+def test_the_last_step_is_ranked_like_those_before(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.run.progress._VALIDATION_IMAGES", 12)
+    config = finished.read_config()
+    trainer = Trainer(config, make_strategy("auto"), num_images=9000)
+    assert Checkpointer(trainer, finished).restore()
+    images = load_images(config.data, config.model, config.data.test_split)[:40]
+    progress = Progress(trainer, Workdir(tmp_path), images)
+    found, ranked = progress.measure()
+    validated = progress.validate(4, experiment.StopRequest())
+    progress.close()
+    assert ranked == pytest.approx(validated, rel=1e-6)
+    assert len(found.negative_elbo) == 40
+    same_images = found.negative_elbo[drawn_rows(40, 12)].mean()  # with other draws
+    assert abs(ranked - same_images) > 1e-4
+    path = trainer.model.image_head.bias.path
+    trainer.state.replace_weights({path: tf.constant([np.nan])})
+    with pytest.raises(DivergedError, match="held-out images was not finite after step 4"):
+        progress.measure()
+
+
+def test_a_profile_is_of_steps_to_come(finished):
+    check_profile_steps(StepRange(5, 6), finished, 8)
+    for first, last in ((4, 6), (5, 9)):
+        with pytest.raises(ValueError, match=f"between 5 and 8.*received {first} to {last}"):
+            check_profile_steps(StepRange(first, last), finished, 8)
+
+
+def test_workers_that_have_restored_other_steps_are_refused(monkeypatch):
+    trainer = Trainer(tiny_experiment_config(), make_strategy("auto"), num_images=100)
+    trainer.check_agreement()
+    monkeypatch.setattr(trainer, "sum_over_replicas", lambda own: own + 2)
+    with pytest.raises(ValueError, match="have not restored the same step; this one is at 0"):
+        trainer.check_agreement()
 
 
 def test_a_split_to_train_on_is_not_held_out(tmp_path):

@@ -28,6 +28,23 @@ def test_what_nohup_ignores_stays_ignored():
         assert stop.name is None
 
 
+def test_an_ignored_ctrl_c_stays_ignored_after_another_signal():
+    with handled_as(signal.SIGINT, signal.SIG_IGN), handled_as(signal.SIGTERM, signal.SIG_DFL):
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.name == "SIGTERM"
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_the_second_ctrl_c_ends_the_process_at_once():
+    with handled_as(signal.SIGINT, signal.default_int_handler), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_run_in_another_thread_leaves_signals_alone():
     found = []
 

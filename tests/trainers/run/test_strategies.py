@@ -1,11 +1,12 @@
 """Where a run computes: devices and workers, as options and environment name them."""
 
 import re
+import types
 
 import pytest
 import tensorflow as tf
 
-from trainers.run.strategies import make_strategy
+from trainers.run.strategies import is_chief, make_strategy
 
 
 def test_unknown_strategy():
@@ -65,3 +66,21 @@ def test_slurm_lists_the_workers(monkeypatch):
     workers = ["n1:8888", "n1:8889", "n2:8888", "n2:8889"]
     assert resolvers[0].cluster_spec().as_dict() == {"worker": workers}
     assert (resolvers[0].task_type, resolvers[0].task_id) == ("worker", 1)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "task", "expected"),
+    [
+        (["worker"], ("worker", 0), True),
+        (["worker"], ("worker", 1), False),
+        (["chief", "worker"], ("chief", 0), True),
+        (["chief", "worker"], ("worker", 0), False),
+    ],
+)
+def test_one_worker_is_the_chief(jobs, task, expected):
+    resolver = types.SimpleNamespace(
+        task_type=task[0],
+        task_id=task[1],
+        cluster_spec=lambda: types.SimpleNamespace(jobs=jobs),
+    )
+    assert is_chief(types.SimpleNamespace(cluster_resolver=resolver)) == expected

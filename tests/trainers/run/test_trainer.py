@@ -5,6 +5,7 @@ import itertools
 import random
 import re
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -310,12 +311,16 @@ def test_batch_norm_is_frozen_for_the_last_share_of_the_steps(strategy):
 
 
 def test_a_trainer_leaves_random_numbers_alone():
-    def numbers():
-        return random.random(), np.random.rand()
+    def seed():
+        random.seed(5), np.random.seed(5), keras.utils.set_random_seed(5)
 
-    random.seed(5), np.random.seed(5)
+    def numbers():
+        ours = random.random(), np.random.rand()
+        return *ours, float(tf.random.uniform([])), float(keras.random.uniform([]))
+
+    seed()
     expected = numbers()
-    random.seed(5), np.random.seed(5)
+    seed()
     first = Trainer(SMALL, strategy_of("one_device"), num_images=100)
     assert numbers() == expected
     again = Trainer(SMALL, strategy_of("one_device"), num_images=100)
@@ -513,6 +518,12 @@ def test_several_steps_that_are_not_finite_count_as_diverged():
     iterator = iter(trainer.batches(stored_images(config)))
     diverged = [has_diverged(trainer.step(iterator)) for _ in range(6)]
     assert diverged == [False] * 4 + [True] * 2
+    at_the_end = Trainer(config, strategy_of("auto"), num_images=100)
+    at_the_end.state.replace_weights({path: tf.constant([np.nan], tf.float32)})
+    metrics = at_the_end.step(iter(at_the_end.batches(stored_images(config))))
+    assert has_diverged(metrics, last=True)
+    scaled = metrics.verdict._replace(loss_scale=tf.constant(1024.0))  # it will fall first
+    assert not has_diverged(metrics._replace(verdict=scaled), last=True)
     assert int(trainer.state.iterations) == 0 and int(trainer.state.guard.skipped) == 6
 
 
