@@ -144,7 +144,7 @@ def locked(path: str | os.PathLike, activity: str) -> Iterator[None]:
 
 
 def make_cache(directory: str | os.PathLike) -> None:
-    """Creates a directory for what can be computed again, unless it exists.
+    """Creates a directory for what can be made again, but not kept elsewhere, unless it exists.
 
     Raises:
       OSError: It cannot be created; the message says how to choose another.
@@ -153,8 +153,8 @@ def make_cache(directory: str | os.PathLike) -> None:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"Cannot create {os.fspath(directory)!r} ({error.strerror}), where results are kept. "
-            "The variable XDG_CACHE_HOME, or data.cache_dir, names another place for caches."
+            f"Cannot create {os.fspath(directory)!r} ({error.strerror}), where decoded images are "
+            "kept. The variable XDG_CACHE_HOME, or data.cache_dir, names another place."
         ) from error
 
 
@@ -202,6 +202,19 @@ def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(path, content.getvalue())
+
+
+def keep_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays that can be computed again, for a later `read_arrays`, and makes the directory.
+
+    A place that cannot be written costs whoever needs them the time, and not the result: that is
+    logged.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_arrays(path, arrays)
+    except OSError as error:
+        logging.warning("This result cannot be kept, so it will be computed again: %s", error)
 
 
 def read_bytes(path: str | bytes | os.PathLike, most: float = math.inf) -> bytes:

@@ -14,7 +14,7 @@ from absl import logging
 from nvae_tf.data.storage import image_blocks
 from nvae_tf.evaluation.features import FeatureExtractor
 from nvae_tf.evaluation.moments import Moments
-from nvae_tf.files import make_cache, read_arrays, write_arrays
+from nvae_tf.files import keep_arrays, read_arrays
 from nvae_tf.fingerprints import sources_fingerprint
 
 MAX_KEPT_FEATURES = 10_000
@@ -50,7 +50,8 @@ def reference_features(
     Args:
       images: (N, h, w, C) uint8.
       extractor: Computes the features.
-      cache_dir: Directory of the files. It is created if necessary.
+      cache_dir: Directory of the files, created if need be. If it cannot be written, that is
+        logged, and the features are not kept.
       batch_size: Number of images that are computed at a time.
       after_batch: Called with the batch's size after each batch, to show progress. It is not
         called if the features are read from the cache.
@@ -68,13 +69,12 @@ def reference_features(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, received {batch_size}.")
-    make_cache(cache_dir)
     rows = functools.partial(_rows, images, prepare)
     path = os.path.join(cache_dir, f"features-{_key(images, rows, extractor)}.npz")
     reference = _read(path, len(images), extractor)
     if reference is None:
         reference = _compute(len(images), rows, extractor, batch_size, after_batch)
-        _write(path, reference)
+        _keep(path, reference)
     return reference
 
 
@@ -120,10 +120,10 @@ def _compute(
     return ReferenceFeatures(moments, np.concatenate(kept), extractor.fingerprint)
 
 
-def _write(path: str, reference: ReferenceFeatures) -> None:
+def _keep(path: str, reference: ReferenceFeatures) -> None:
     moments = reference.moments
     arrays = {"count": moments.count, "mean": moments.mean, "scatter": moments.scatter}
-    write_arrays(path, arrays | {"features": reference.features})
+    keep_arrays(path, arrays | {"features": reference.features})
 
 
 def _read(path: str, num_images: int, extractor: FeatureExtractor) -> ReferenceFeatures | None:

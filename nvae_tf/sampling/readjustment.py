@@ -17,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from nvae_tf.devices import on_devices
-from nvae_tf.files import make_cache, read_arrays, write_arrays
+from nvae_tf.files import keep_arrays, read_arrays
 from nvae_tf.fingerprints import result_path
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.kernels import KernelBank
@@ -173,7 +173,8 @@ def stored_statistics(
     for something else, such as a step that was trained a second time.
 
     Args:
-      directory: The directory of the files, created if need be.
+      directory: The directory of the files, created if need be. If it cannot be written, that is
+        logged, and the result is not kept.
       model: The model, in float32.
       temperature: One number, one per scale or one per group; see `group_temperatures`.
       passes: The number of passes in training mode.
@@ -184,19 +185,17 @@ def stored_statistics(
 
     Raises:
       ValueError: `generative_statistics` refuses the arguments.
-      OSError: The directory cannot be written.
     """
     temperatures = group_temperatures(model.config, temperature)
     facts = (model.config, temperatures.tolist(), passes, samples_per_pass, seed)
     path = result_path(directory, model.trainable_variables, *facts)
-    make_cache(directory)
     known = read_arrays(path)
     if known is not None:
         return known
     statistics = generative_statistics(
         model, temperatures, passes, samples_per_pass, seed, after_pass
     )
-    write_arrays(path, statistics)
+    keep_arrays(path, statistics)
     return statistics
 
 

@@ -93,7 +93,7 @@ def test_a_damaged_file_is_computed_again(tmp_path, caplog, damage):
     content = bytearray(path.read_bytes())
     if damage == "other":
         other = reference_features(pictures(7, 1), Corners(), tmp_path / "other")
-        reference_module._write(str(path), other)
+        reference_module._keep(str(path), other)
     else:
         content[content.index(first.features.tobytes()) + 5] ^= 4
         cut, garbage = content[:-30], b"no zip" * 9
@@ -199,3 +199,11 @@ def test_sample_quality_of_what_does_not_compare(tmp_path):
     for count in (0, 3):
         with pytest.raises(ValueError, match=f"at least 4 generated images, received {count}"):
             sample_quality(reference, [pictures(count, 1)] if count else [], Corners())
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    images = pictures(7, 0)
+    found = reference_features(images, Corners(), tmp_path / "file/below")
+    assert_same(found, reference_features(images, Corners(), tmp_path / "cache"))
+    assert "cannot be kept, so it will be computed again" in caplog.text

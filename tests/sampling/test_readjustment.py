@@ -184,6 +184,17 @@ def test_a_result_is_computed_once_for_all_that_it_depends_on(model, tmp_path, m
     assert len(calls) == 7 and "damaged" in caplog.text
 
 
+def test_a_place_that_cannot_be_written_costs_no_result(model, tmp_path, monkeypatch, caplog):
+    statistics = {"layer/moving_mean": np.ones(3)}
+    monkeypatch.setattr(
+        batch_norm_readjustment, "generative_statistics", lambda *_: dict(statistics)
+    )
+    (tmp_path / "file").touch()
+    found = stored_statistics(tmp_path / "file/below", model, 0.5)
+    np.testing.assert_array_equal(found["layer/moving_mean"], np.ones(3))
+    assert "cannot be kept, so it will be computed again" in caplog.text
+
+
 def test_wrong_requests(model, statistics):
     with pytest.raises(ValueError, match="received 0 of 16"):
         generative_statistics(model, passes=0)
