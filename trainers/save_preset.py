@@ -15,7 +15,7 @@ from absl import app, flags
 from nvae_tf.command_line import define_model_flags, log_warnings_only, usage_errors, use_devices
 from nvae_tf.evaluation.model_card import model_card
 from nvae_tf.files import check_new_directory
-from nvae_tf.model.pretrained import MANTISSA_BITS
+from nvae_tf.model.pretrained import MANTISSA_BITS, builtin_names
 
 _find_model = define_model_flags()
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to create.", required=True)
@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
         saved = dataclasses.replace(
             trained,
             name=name,
-            flags=shlex.quote(f"--preset={name}"),
+            # Of the package's own models, the name alone means those.
+            flags=shlex.quote(f"--preset={'./' * (name in builtin_names())}{name}"),
             # Where the images were is of no use elsewhere.
             config=trained.config.override({"data.data_dir": "", "data.cache_dir": ""}),
         )

@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
+from absl import logging
 
 from nvae_tf import presets
 from nvae_tf.config import ExperimentConfig
@@ -76,8 +77,12 @@ class Pretrained:
             files are damaged.
         """
         name = os.fspath(preset)
-        directory = os.path.join(builtin_directory(), name)
-        if name not in builtin_names():
+        if name in builtin_names():
+            directory = os.path.join(builtin_directory(), name)
+            if os.path.isdir(name):
+                here = os.path.join(os.curdir, name)
+                logging.warning("%s is the model of this package; the directory is %s.", name, here)
+        else:
             directory = name
             if not os.path.isdir(directory):
                 raise ValueError(_advice(name))
@@ -123,6 +128,11 @@ def builtin_names() -> tuple[str, ...]:
     return tuple(
         name for name in presets.names() if os.path.exists(os.path.join(directory, name, _WEIGHTS))
     )
+
+
+def is_saved_model(directory: str | os.PathLike) -> bool:
+    """Returns whether a directory has what `save` writes, and a run's workdir does not."""
+    return os.path.exists(os.path.join(directory, _METADATA))
 
 
 def _advice(name: str) -> str:

@@ -12,7 +12,7 @@ from nvae_tf.config import DataConfig, ExperimentConfig
 from nvae_tf.data.storage import cache_directory
 from nvae_tf.files import read_json
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.model.pretrained import Pretrained
+from nvae_tf.model.pretrained import Pretrained, builtin_names, is_saved_model
 from nvae_tf.model.stacks import read_values
 from nvae_tf.runs.checkpoint_files import (
     AVERAGE,
@@ -66,6 +66,11 @@ class TrainedModel:
         """
         config = workdir.read_config()
         prefix = workdir.checkpoint(checkpoint)
+        if prefix is None and is_saved_model(workdir.path):
+            raise FileNotFoundError(
+                f"{workdir.path!r} is not a run, but the directory of a saved model: --preset, or "
+                "NVAE.from_preset, takes it."
+            )
         if prefix is None:
             raise FileNotFoundError(
                 f"The run in {workdir.path!r} has no {checkpoint} checkpoint yet."
@@ -111,9 +116,10 @@ class TrainedModel:
 
     @classmethod
     def of(cls, path_or_preset: str | os.PathLike) -> TrainedModel:
-        """Finds the model of a run, by its workdir, or else that of a preset."""
+        """Finds the model of this package by its name, of a run, or of a preset's directory."""
         workdir = Workdir(path_or_preset)
         is_run = workdir.has_config and os.path.isdir(workdir.checkpoints)
+        is_run = is_run and workdir.path not in builtin_names()
         return cls.of_run(workdir) if is_run else cls.of_preset(path_or_preset)
 
     def load(self, precision: str = "float32") -> NVAE:

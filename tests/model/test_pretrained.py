@@ -11,6 +11,7 @@ import pytest
 
 from nvae_tf import NVAE, ExperimentConfig, presets
 from nvae_tf.model.pretrained import Pretrained, builtin_directory, builtin_names
+from nvae_tf.runs.load import TrainedModel
 from tests.conftest import tiny_model_config
 
 BUILTIN = [(name, pathlib.Path(builtin_directory(), name)) for name in builtin_names()]
@@ -149,6 +150,23 @@ def test_damaged_directories(directory, tmp_path, damage, message):
     damage(tmp_path / "copy")
     with pytest.raises(ValueError, match=message):
         NVAE.from_preset(tmp_path / "copy")
+
+
+def test_a_name_means_the_package_s_model_and_a_path_the_directory(
+    directory, model, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    assert Pretrained.find("mnist_small").config.model == presets.get("mnist_small").model
+    assert not caplog.text
+    shutil.copytree(directory, "mnist_small")
+    assert Pretrained.find("mnist_small").config.model == presets.get("mnist_small").model
+    assert "is the model of this package; the directory is ./mnist_small" in caplog.text
+    assert Pretrained.find("./mnist_small").config.model == model.config
+    # A run of that name is named by its path as well.
+    os.makedirs("mnist_small/checkpoints")
+    assert TrainedModel.of("mnist_small").workdir is None
+    with pytest.raises(FileNotFoundError, match="not a run, but the directory of a saved model"):
+        TrainedModel.of("./mnist_small")
 
 
 @pytest.mark.parametrize(("name", "path"), BUILTIN)
