@@ -13,14 +13,14 @@ from absl import app, flags
 from export.manifest import manifest_of, read_manifest
 from export.onnx_files import check_installed, write_onnx
 from export.publish import check_files, publish
-from export.triton_repository import update_repository
+from export.triton_repository import update_existing, update_repository
 from nvae_tf.command_line import define_model_flags, log_warnings_only, usage_errors, use_devices
 from nvae_tf.config import PRECISIONS
 
 # What writes a version's files, and what lists the versions.
 _FORMATS = {
     "saved_model": (None, None),
-    "onnx": (write_onnx, None),
+    "onnx": (write_onnx, update_existing),
     "triton": (write_onnx, update_repository),
 }
 _find_model = define_model_flags()

@@ -55,6 +55,15 @@ def update_repository(base: str | os.PathLike, shown: Sequence[int]) -> None:
                 os.remove(os.path.join(directory, entry))
 
 
+def update_existing(base: str | os.PathLike, shown: Sequence[int]) -> None:
+    """Does what `update_repository` does, if there is a repository.
+
+    Its links would lead nowhere once their versions are removed.
+    """
+    if os.path.isdir(os.path.join(base, DIRECTORY)):
+        update_repository(base, shown)
+
+
 def _config(name: str, signature: str, graph: onnx.GraphProto) -> str:
     """Returns a model's configuration, an `inference.ModelConfig` as text."""
     lines = [

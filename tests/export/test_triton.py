@@ -12,7 +12,7 @@ from export.manifest import Manifest
 from export.portable_names import PORTABLE_NAMES
 from export.publish import publish
 from export.serving_client import Client, RequestError
-from export.triton_repository import DIRECTORY, update_repository
+from export.triton_repository import DIRECTORY, update_existing, update_repository
 from nvae_tf import ExperimentConfig
 from tests.export import triton_server as triton
 from tests.export.exported import small_model, small_signatures
@@ -58,6 +58,16 @@ def test_models_and_versions(base, tmp_path):
     (tmp_path / "nvae").symlink_to(tmp_path / "run7")
     update_repository(tmp_path / "nvae", [2])
     assert models(tmp_path / "run7") == {key: ["2"] for key in names}
+
+
+def test_onnx_files_in_the_same_place_bring_the_repository_up_to_date(base, tmp_path):
+    copy = pathlib.Path(shutil.copytree(base, tmp_path / "nvae", symlinks=True))
+    shutil.copytree(copy / "1", copy / "2")
+    update_existing(copy, [2])
+    assert set(map(tuple, models(copy).values())) == {("2",)}
+    shutil.rmtree(copy / DIRECTORY)
+    update_existing(copy, [2])
+    assert not (copy / DIRECTORY).exists()
 
 
 def test_the_configuration_is_tritons(base):
