@@ -37,6 +37,7 @@ from nvae_tf.sampling.images import (
     ANIMATIONS,
     check_grid_output,
     check_height,
+    check_sheet,
     encode_grid,
     sheet_side,
 )
@@ -201,9 +202,11 @@ def chosen_images(mode: str, config: ExperimentConfig) -> tuple[tf.Tensor, np.nd
     return as_model_sees(stored, numbers, config.model), stored[numbers]
 
 
-def check_frames(config: ModelConfig, rows: int) -> None:
-    """Raises a ValueError if an animation of so many rows is too high for the format."""
+def check_size(config: ModelConfig, rows: int, columns: int) -> None:
+    """Raises a ValueError if a grid of so many images is too large for the output's format."""
     extension = os.path.splitext(_OUTPUT.value)[1]
+    if extension == ".png":
+        check_sheet(rows, columns, config.content_shape)
     check_height(extension, sheet_side(rows, config.content_shape[0]))
 
 
@@ -229,8 +232,15 @@ def main(argv: list[str]) -> None:
             raise ValueError("An interpolation needs two --images or --seeds, or more.")
         if mode == "direction":
             ends = classes_of_direction(config)
-        rows_of_each = len(groups) * len(channels) if mode == "traverse" else 1
-        check_frames(config.model, rows_of_each * len(seeds if from_seeds else images))
+        count = len(seeds if from_seeds else images)
+        rows, columns = {
+            "reconstruct": (2, count),
+            "interpolate": (count - 1, _STEPS.value),
+            "traverse": (len(groups) * len(channels) * count, _STEPS.value),
+            "direction": (count, _STEPS.value + 1),
+            "vary": (len(keep_groups) * count, len(seeds) + 1),
+        }[mode]
+        check_size(config.model, rows, columns)
 
         model = trained.load()
         with tqdm(unit="image", disable=None) as bar:

@@ -206,7 +206,8 @@ class LikelihoodEvaluator:
         log_weights = log_ratio.astype(np.float64) - reconstruction
         with np.errstate(invalid="ignore"):  # what is not finite is not kept
             bound = math.log(num_iw_samples) - np.logaddexp.reduce(log_weights, axis=0)
-        return np.mean(reconstruction, axis=0), np.mean(kl, axis=0), bound
+        means = (np.mean(v, axis=0, dtype=np.float64) for v in (reconstruction, kl))
+        return *means, bound
 
 
 def _draws_per_pass(batch: int, draws: int) -> int:

@@ -126,6 +126,7 @@ class InferenceModel:
         variables = [tf.Variable(w, trainable=False, name="weights") for w in self._ready()]
         twin = copy.copy(self)
         twin._weights = variables
+        twin._follows = False  # it answers as the model does now
         return twin
 
     @contextlib.contextmanager

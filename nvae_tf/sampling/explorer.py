@@ -16,6 +16,7 @@ from nvae_tf.sampling import latents
 from nvae_tf.sampling.images import to_uint8
 from nvae_tf.sampling.sampler import group_temperatures, row_noise
 
+_NOTHING = "There is nothing to draw: no images, seeds, rows or columns."
 Latents = list[tf.Tensor]  # L of [1, H_l, W_l, C_z], top-down: those of one image
 
 
@@ -31,6 +32,9 @@ class Explorer:
         moving averages of that moment.
       batch_size: The number of images at a time.
       after_batch: A function that is called with the number of images drawn, for progress.
+
+    Raises:
+      ValueError: The batch size is below 1. All methods raise one if there is nothing to draw.
     """
 
     def __init__(
@@ -39,6 +43,8 @@ class Explorer:
         batch_size: int = 16,
         after_batch: Callable[[int], object] | None = None,
     ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, received {batch_size}.")
         self._model = model = InferenceModel.of(model)
         self._batch_size = batch_size
         self._after_batch = after_batch
@@ -100,7 +106,7 @@ class Explorer:
         self._model.update()
         count = 0
         totals = [np.zeros(shape) for shape in self._model.config.latent_shapes]
-        for images in batches:
+        for images in filter(len, batches):
             for means in self._batches(self._encode, [tf.convert_to_tensor(images)]):
                 count += len(means[0])
                 totals = [total + group.sum(axis=0) for total, group in zip(totals, means)]
@@ -206,8 +212,8 @@ class Explorer:
         columns = [tf.constant(amounts, tf.float32)]
         way = [tf.constant(group[None], tf.float32) for group in direction]
         moving = _tuple_or_none(groups)
-        return np.stack(
-            [self._images(self._along, columns, base, way, moving) for base in self.encode(images)]
+        return _stacked(
+            self._images(self._along, columns, base, way, moving) for base in self.encode(images)
         )
 
     def traverse(
@@ -236,16 +242,14 @@ class Explorer:
         check_indices("channels", channels, config.num_latent_per_group)
         values = tf.constant(deviations, tf.float32)
         self._model.update()
-        return np.stack(
-            [
-                self._images(
-                    self._traverse,
-                    [tf.fill([len(values)], group), tf.fill([len(values)], channel), values],
-                    base,
-                )
-                for base in bases
-                for channel in channels
-            ]
+        return _stacked(
+            self._images(
+                self._traverse,
+                [tf.fill([len(values)], group), tf.fill([len(values)], channel), values],
+                base,
+            )
+            for base in bases
+            for channel in channels
         )
 
     def vary(
@@ -273,20 +277,14 @@ class Explorer:
         temperatures = group_temperatures(self._model.config, temperature)
         count = len(seeds)
         self._model.update()
-        return np.stack(
-            [
-                self._images(
-                    self._vary,
-                    [
-                        tf.repeat(image[None], count, axis=0),
-                        tf.fill([count], keep),
-                        _row_seeds(seeds),
-                    ],
-                    temperatures,
-                )
-                for image in tf.convert_to_tensor(images)
-                for keep in keep_groups
-            ]
+        return _stacked(
+            self._images(
+                self._vary,
+                [tf.repeat(image[None], count, axis=0), tf.fill([count], keep), _row_seeds(seeds)],
+                temperatures,
+            )
+            for image in tf.convert_to_tensor(images)
+            for keep in keep_groups
         )
 
     def _images(
@@ -303,11 +301,20 @@ class Explorer:
     ) -> Iterator[list[np.ndarray]]:
         """Yields the tensors of `function(*rows, *others)`, for a few of the rows at a time."""
         count = len(rows[0])
+        if not count:
+            raise ValueError(_NOTHING)
         for chosen, number in filled_rows(count, min(self._batch_size, count)):
             tensors = function(*(tf.gather(tensor, chosen) for tensor in rows), *others)
             yield [tensor.numpy()[:number] for tensor in tensors]
             if self._after_batch:
                 self._after_batch(number)
+
+
+def _stacked(rows: Iterable[np.ndarray]) -> np.ndarray:
+    rows = list(rows)
+    if not rows:
+        raise ValueError(_NOTHING)
+    return np.stack(rows)
 
 
 def _row_seeds(seeds: Sequence[int]) -> tf.Tensor:

@@ -22,6 +22,7 @@ from nvae_tf.files import (
 
 SHEET_LIMIT = 4096  # images; larger sheets are of no use to people, and may exceed the memory
 ANIMATIONS = {".gif": 65_535, ".webp": 16_383}  # and the largest height of a frame, in pixels
+_MAX_VALUES = 2**31 - 1  # of an image that TensorFlow encodes
 _MARGIN = 2  # pixels between and around the images of a sheet
 _SQUARE = 4  # pixels, the width of a square in a hole's chequerboard
 _MILLISECONDS = 100  # that an animation shows a frame
@@ -31,13 +32,13 @@ def to_uint8(images: np.ndarray | tf.Tensor) -> np.ndarray:
     """Scales values from [0, 1] to 0 to 255, clipped and rounded, as uint8.
 
     Raises:
-      ValueError: A value is not finite, so the model's weights are damaged.
+      ValueError: A value is not finite, so the model's weights or the temperature are of no use.
     """
     values = np.asarray(images)
     if not np.isfinite(values).all():
         raise ValueError(
-            "The model has drawn pixels that are not finite: its weights are damaged, or its "
-            "training has diverged."
+            "The model has drawn pixels that are not finite: its weights are damaged, its "
+            "training has diverged, or the temperature is far too high."
         )
     return np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
 
@@ -78,17 +79,22 @@ def show_holes(images: np.ndarray, holes: np.ndarray) -> np.ndarray:
       holes: (N, h, w) bool.
     """
     rows, columns = np.indices(images.shape[1:3]) // _SQUARE
-    board = np.where((rows + columns) % 2, 150, 105).astype(np.uint8)
-    return np.where(holes[..., None], board[:, :, None], images)
+    board = np.where((rows + columns) % 2, 150, 105).astype(np.uint8)[:, :, None]
+    channels = images.shape[-1]
+    if channels in (2, 4):  # with alpha
+        opaque = np.full_like(board, 255)
+        board = np.concatenate([*[board] * (channels - 1), opaque], axis=2)
+    return np.where(holes[..., None], board, images)
 
 
 def encode_png(image: np.ndarray) -> bytes:
     """Encodes an image (H, W, C) uint8 as a PNG file.
 
     Raises:
-      ValueError: if the image does not have 1 (gray), 3 (RGB) or 4 (RGBA) channels.
+      ValueError: if the image is too large, or has not 1 (gray), 3 (RGB) or 4 (RGBA) channels.
     """
     check_channels(".png", image.shape[-1])
+    _check_size(*image.shape)
     return tf.io.encode_png(image).numpy()
 
 
@@ -98,6 +104,19 @@ def check_channels(extension: str, channels: int) -> None:
         raise ValueError(f"A PNG has 1, 3 or 4 channels, the images have {channels}.")
     if extension in ANIMATIONS and channels not in (1, 3):
         raise ValueError(f"An animation has 1 or 3 channels, the images have {channels}.")
+
+
+def check_sheet(rows: int, columns: int, shape: tuple[int, int, int]) -> None:
+    """Raises a ValueError if a sheet of so many images of a shape (h, w, C) would be too large."""
+    height, width, channels = shape
+    _check_size(sheet_side(rows, height), sheet_side(columns, width), channels)
+
+
+def _check_size(height: int, width: int, channels: int) -> None:
+    if height * width * channels > _MAX_VALUES:
+        raise ValueError(
+            f"A sheet of {height:,}x{width:,} pixels is too large for a PNG: show fewer images."
+        )
 
 
 def check_height(extension: str, height: int) -> None:
@@ -270,8 +289,9 @@ def _array_writer(
     with new_file(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, *shape))
         # A disk without room must be an error now; for a mapped file it is a signal later.
-        with open(temporary, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            with open(temporary, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
 
         def write(images: np.ndarray) -> None:
             nonlocal written

@@ -94,6 +94,25 @@ def test_the_size_of_the_batches_makes_no_difference(monkeypatch):
     assert summary.negative_elbo == pytest.approx(whole.negative_elbo.mean(), rel=1e-5)
 
 
+def test_evaluations_follow_the_model_s_weights():
+    model = NVAE(tiny_model_config())
+    images, evaluator = random_images(model.config), LikelihoodEvaluator(model)
+    before = evaluator.per_image([images])
+    model.image_head.bias.assign(model.image_head.bias + 1)
+    after = evaluator.per_image([images])
+    assert np.abs(after.reconstruction - before.reconstruction).min() > 0.1
+    again = LikelihoodEvaluator(model).per_image([images])
+    np.testing.assert_array_equal(after.reconstruction, again.reconstruction)
+
+
+def test_means_over_draws_lose_no_digits():
+    found = LikelihoodEvaluator(NVAE(tiny_model_config())).per_image(
+        [random_images(tiny_model_config())], 2
+    )
+    for values in (found.reconstruction, found.kl_per_group, found.iw_bound):
+        assert values.dtype == np.float64
+
+
 def test_nothing_to_evaluate():
     evaluator = LikelihoodEvaluator(NVAE(tiny_model_config()))
     with pytest.raises(ValueError, match="no images"):

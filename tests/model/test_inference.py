@@ -67,7 +67,13 @@ def test_variables_hold_the_weights_of_an_export(model):
     held = inference.in_variables()
     inference.release()
     assert all(isinstance(v, tf.Variable) for v in tf.nest.flatten(held._weights))
-    assert_same(held.generate(2, 1.0, noise), model.generate(2, 1.0, noise))
+    before = model.generate(2, 1.0, noise)
+    assert_same(held.generate(2, 1.0, noise), before)
+    bias, own = model.image_head.bias, tf.identity(model.image_head.bias)
+    bias.assign(own + 1)
+    held.update()  # an export stays as it was
+    assert_same(held.generate(2, 1.0, noise), before)
+    bias.assign(own)
 
 
 def test_a_structure_has_the_values_that_it_is_given(model):

@@ -13,10 +13,12 @@ from nvae_tf.sampling.images import (
     check_grid_output,
     check_height,
     check_image_output,
+    check_sheet,
     encode_animation,
     encode_grid,
     image_writer,
     sheet,
+    show_holes,
     to_uint8,
 )
 
@@ -66,6 +68,22 @@ def test_what_cannot_be_animated():
         check_height(extension, limit)
         with pytest.raises(ValueError, match=f"up to {limit:,} rows .* have {limit + 1:,}"):
             encode_animation(random_pictures(1, limit + 1, 1, 1), extension)
+
+
+def test_a_sheet_that_no_png_can_be_is_refused():
+    check_sheet(1000, 1000, (14, 14, 3))
+    with pytest.raises(ValueError, match="66,002x66,002 pixels is too large for a PNG"):
+        check_sheet(1000, 1000, (64, 64, 1))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_holes_are_an_opaque_chequerboard(channels):
+    images, holes = random_pictures(1, 8, 8, channels), np.zeros((1, 8, 8), bool)
+    holes[0, :, 2:] = True
+    shown = show_holes(images, holes)
+    np.testing.assert_array_equal(shown[~holes], images[~holes])
+    assert set(np.unique(shown[holes][:, : min(channels, 3)])) == {105, 150}
+    assert channels < 4 or np.all(shown[holes][:, 3] == 255)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -137,6 +155,14 @@ def test_nothing_is_left_of_an_interrupted_output(tmp_path, name):
         add(random_pictures(2, 2, 2, 1))
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
+
+
+def test_an_array_where_the_system_cannot_reserve_room(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")  # macOS
+    images = random_pictures(3, 2, 2, 1)
+    with image_writer(f"{tmp_path}/a.npy", 3, (2, 2, 1)) as add:
+        add(images)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), images)
 
 
 def test_an_array_takes_no_memory(tmp_path, monkeypatch):

@@ -295,6 +295,17 @@ def test_wrong_wishes(images, explorer):
         explorer.vary(images, keep_groups=[4], seeds=[1])
     with pytest.raises(ValueError, match="each of the 3 groups"):
         explorer.draw([1], temperature=[1, 1, 1, 1])
+    for nothing in (
+        lambda: explorer.reconstruct(images[:0]),
+        lambda: explorer.vary(images, keep_groups=[0], seeds=[]),
+        lambda: explorer.vary(images[:0], keep_groups=[0], seeds=[1]),
+        lambda: explorer.traverse([], group=0, channels=[0], deviations=[1]),
+        lambda: explorer.along(images[:1], [], []),
+    ):
+        with pytest.raises(ValueError, match="There is nothing to draw"):
+            nothing()
+    with pytest.raises(ValueError, match="batch_size must be at least 1, received 0"):
+        Explorer(None, batch_size=0)
 
 
 def test_move_adds_the_direction_to_the_groups_that_move(model, images):
@@ -311,8 +322,9 @@ def test_move_adds_the_direction_to_the_groups_that_move(model, images):
 def test_along_leads_from_one_class_s_mean_to_the_other_s(model, images):
     explorer = Explorer(model, batch_size=2)
     a, b = explorer.mean_latents([images[:1]]), explorer.mean_latents([images[1:2], images[2:]])
-    with pytest.raises(ValueError, match="no images"):
-        explorer.mean_latents([])
+    for nothing in ([], [images[:0]]):
+        with pytest.raises(ValueError, match="no images"):
+            explorer.mean_latents(nothing)
     each = [latents.encode(model, images[i : i + 1]) for i in (1, 2)]
     for mean, *others in zip(b, *each):
         np.testing.assert_allclose(mean, np.mean([z[0] for z in others], axis=0), atol=1e-5)
