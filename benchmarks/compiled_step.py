@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
             init_from = TrainedModel.of(_INIT_FROM.value) if _INIT_FROM.value else None
             if init_from:
                 init_from.check_same_model(config)
+            use_devices(training=True)
             splits = {"train": config.data.train_split, "test": config.data.test_split}
             images = {}
             if _IMAGES.value:
@@ -71,7 +72,6 @@ def main(argv: list[str]) -> None:
                     name: load_images(config.data, config.model, split)
                     for name, split in splits.items()
                 }
-        use_devices(training=True)
         count = len(images["train"]) if images else _UNKNOWN_IMAGES
         trainer = Trainer(config, make_strategy("one_device"), count)
         if init_from:

@@ -39,9 +39,9 @@ def main(argv: list[str]) -> None:
         workdir = Workdir(_WORKDIR.value)
         if workdir.has_config:
             raise ValueError(f"{workdir.path!r} holds a run already.")
+        use_devices(training=True)
         splits = (config.data.train_split, config.data.test_split)
         images = {split: load_images(config.data, config.model, split) for split in splits}
-    use_devices(training=True)
     trainer = Trainer(config, make_strategy("one_device"), len(images[splits[0]]))
     state = trainer.state
     for number, variable in enumerate(state.variables):

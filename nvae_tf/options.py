@@ -74,7 +74,10 @@ def convert_and_check(config: Any) -> None:
         name, annotation, value = field.name, hints[field.name], getattr(config, field.name)
         full_name = f"{type(config).__name__}.{name}"
         if annotation is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError as error:
+                raise ValueError(f"{full_name}: the number is too large for a float.") from error
             object.__setattr__(config, name, value)
         if typing.get_origin(annotation) is tuple:
             if isinstance(value, list):

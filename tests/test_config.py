@@ -159,9 +159,24 @@ def test_every_number_has_bounds(name):
                 ExperimentConfig().override({name: value})
 
 
-@pytest.mark.parametrize("text", ["[]", "3", '{"model": 3}', "{", '{"model": {"num_nf": null}}'])
-def test_json_of_another_shape(text):
-    with pytest.raises(ValueError, match=r".+"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "a JSON object of sections"),
+        ("3", "a JSON object of sections"),
+        ('{"model": 3}', "sections, each of them an object"),
+        ("{", "is JSON: Expecting property name"),
+        ('{"model": {"num_nf": null}}', r"ModelConfig\.num_nf must be of type int, received None"),
+        (
+            f'{{"optimizer": {{"learning_rate": 1{"0" * 400}}}}}',
+            r"OptimizerConfig\.learning_rate: the number is too large for a float",
+        ),
+        ('{"data": {"crop": [0, 0, 0, 4]}}', r"crop must be empty or .*received \(0, 0, 0, 4\)"),
+        ('{"data": {"raw_shape": [3, 3]}}', r"raw_shape must be empty or .*received \(3, 3\)"),
+    ],
+)
+def test_json_of_another_shape(text, message):
+    with pytest.raises(ValueError, match=message):
         ExperimentConfig.from_json(text)
 
 

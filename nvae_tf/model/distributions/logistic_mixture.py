@@ -43,6 +43,9 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     code. The mass of 255 then counts twice, and the probabilities of all values sum to
     1 + P(255). With 7 bits or fewer they sum to 1.
 
+    A mass of 1e-5 or less is taken to be the density at the bin's centre times its width, as in
+    PixelCNN++. Where s_c is much smaller than the bin, that is less than the mass.
+
     The last axis of `params` holds M mixture logits and then, for each channel, M means, M
     log-scales and ⌊C/2⌋ blocks of M coefficients. Read channel by channel, the blocks hold k_10,
     k_20, k_21, k_30, … in this order. A single channel has no coefficients.
