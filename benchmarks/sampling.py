@@ -37,7 +37,8 @@ def measure_sampling(config: ExperimentConfig, repeats: int) -> Measurement:
             return model.likelihood(model.generate(batch, 0.7, noise)).mean()
 
         traced = model.function(sample)
-        return lambda: traced(tf.constant([0, next(numbers)], tf.int64)).numpy()
+        weights = model.weights()
+        return lambda: traced(weights, tf.constant([0, next(numbers)], tf.int64)).numpy()
 
     return measure(prepare, batch, repeats)
 

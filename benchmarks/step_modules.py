@@ -64,12 +64,12 @@ def bound(trainer: Trainer, draws: int) -> Callable[..., tf.Tensor]:
     model = InferenceModel(NVAE.structure(trainer.config.model, dtype="float32"))
 
     def call(stored: tf.Tensor, first: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        model.take(trainer.state.evaluation_values())
         images = preprocess(stored, model.config, tf.constant([0, 0], tf.int64), first)
         batch = images.shape[0]
-        features = [repeat_batch(feature, draws) for feature in model.bottom_up(images)]
         noise = model.draw_noise(draws * batch, tf.stack([number + 1, first]))
-        output = model.infer_from_features(features, noise)
+        with model.scope(model.weights(trainer.state.evaluation_values())):
+            features = [repeat_batch(feature, draws) for feature in model.bottom_up(images)]
+            output = model.infer_from_features(features, noise)
         log_prob = model.likelihood(output.logits).log_prob(repeat_batch(images, draws))
         elbo = log_prob - tf.reduce_sum(output.kl_per_group, axis=1)
         weights = log_prob + output.log_p - output.log_q

@@ -60,7 +60,7 @@ def measure_summaries(name: str, steps: int) -> Costs:
     step = _median(lambda number: float(trainer.step(batches).batch.loss), steps)
     examples = next(iter(evaluation_batches(images[:16], config.model, 16)))
     with tempfile.TemporaryDirectory() as directory:
-        model = InferenceModel(trainer.model, trainer.state.evaluation_values())
+        model = InferenceModel(trainer.model)
         layers = trainer.regularizer.layers
         summaries = Summaries(Workdir(directory), config, model, layers, examples, step=0, facts={})
         speed = Speed(images_per_second=1.0, waiting=0.0)
@@ -68,8 +68,13 @@ def measure_summaries(name: str, steps: int) -> Costs:
         for number in range(1000):
             summaries.log_step(number, metrics, speed)
         scalars = _median(lambda number: summaries.log_step(1000 + number, metrics, speed))
-        first_images = _median(summaries.log_images, 1)
-        images = _median(summaries.log_images)
+
+        def log_images(number: int) -> None:
+            weights = model.weights(trainer.state.evaluation_values())
+            summaries.log_images(number, weights)
+
+        first_images = _median(log_images, 1)
+        images = _median(log_images)
         summaries.close()
     return Costs(step, scalars, images, first_images)
 

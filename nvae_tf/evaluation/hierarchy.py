@@ -111,7 +111,7 @@ class HierarchyEvaluator:
           ValueError: There are no images.
         """
         config = self._model.config
-        self._model.update()
+        weights = self._model.weights()
         groups = config.num_groups
         count = 0
         channels = np.zeros((groups, config.num_latent_per_group))
@@ -121,11 +121,11 @@ class HierarchyEvaluator:
         own_seed = tf.constant([seed, 0], tf.int64)
 
         def compute(number: int, images: tf.Tensor) -> tuple[np.ndarray, ...]:
-            features = self._bottom_up(images)
+            features = self._bottom_up(weights, images)
             first = tf.constant(number, tf.int64)
-            kl_per_channel, means = self._infer(features, own_seed, first)
+            kl_per_channel, means = self._infer(weights, features, own_seed, first)
             distortions = [
-                self._keep(images, features, tf.constant(keep), own_seed, first)[0]
+                self._keep(weights, images, features, tf.constant(keep), own_seed, first)[0]
                 for keep in range(groups + 1)
             ]
             return kl_per_channel.numpy(), np.stack(distortions, 1), *(m.numpy() for m in means)
@@ -163,12 +163,12 @@ class HierarchyEvaluator:
         Returns:
           (L + 1, B, h, w, C) in [0, 1], without padding: the first 0, 1, ... L groups.
         """
-        self._model.update()
-        features = self._bottom_up(images)
+        weights = self._model.weights()
+        features = self._bottom_up(weights, images)
         own_seed, first = tf.constant([seed, 0], tf.int64), tf.constant(0, tf.int64)
         return np.stack(
             [
-                self._keep(images, features, tf.constant(keep), own_seed, first)[1].numpy()
+                self._keep(weights, images, features, tf.constant(keep), own_seed, first)[1].numpy()
                 for keep in range(self._model.config.num_groups + 1)
             ]
         )

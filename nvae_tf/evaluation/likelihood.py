@@ -13,7 +13,7 @@ import tensorflow as tf
 from nvae_tf.config import ModelConfig
 from nvae_tf.devices import batches_on_devices
 from nvae_tf.evaluation.kept_rows import KeptRows
-from nvae_tf.model.inference import AnyModel, InferenceModel
+from nvae_tf.model.inference import AnyModel, InferenceModel, PreparedWeights
 from nvae_tf.training.objective import bits_per_dimension
 
 # Rows of a pass through the top-down path, enough to keep all cores busy. More only take memory.
@@ -95,8 +95,7 @@ class LikelihoodEvaluator:
     batches are drawn from several times at once.
 
     Args:
-      model: The model to evaluate, with its moving averages. An `NVAE` is prepared anew for each
-        evaluation, with its weights of that moment.
+      model: The model to evaluate, with its moving averages.
       devices: The names of those that compute batches side by side; None: all GPUs, or the CPU.
     """
 
@@ -150,7 +149,7 @@ class LikelihoodEvaluator:
         seed: int = 0,
         after_batch: Callable[[int], None] | None = None,
     ) -> LikelihoodResult:
-        """Returns the means of `per_image`, which has the same arguments and errors."""
+        """Returns the means of `per_image`, which has these arguments and the same errors."""
         images = self.per_image(batches, num_iw_samples, seed, after_batch)
         return images.summary(self._model.config)
 
@@ -161,6 +160,7 @@ class LikelihoodEvaluator:
         seed: int = 0,
         after_batch: Callable[[int], None] | None = None,
         kept: KeptRows | None = None,
+        weights: PreparedWeights | None = None,
     ) -> ImageLikelihoods:
         """Computes the bounds of all images, batch by batch.
 
@@ -173,6 +173,7 @@ class LikelihoodEvaluator:
           after_batch: A function that is called after each batch with its size, for progress.
           kept: The rows of the images before these, with draws of the same seed. Those of these
             images are added, and all of them make up the result.
+          weights: What `InferenceModel.weights` returned; None: those of the moment.
 
         Raises:
           ValueError: There are no images, or fewer than one draw is asked for.
@@ -180,8 +181,8 @@ class LikelihoodEvaluator:
         """
         if num_iw_samples < 1:
             raise ValueError(f"num_iw_samples must be at least 1, received {num_iw_samples}.")
-        self._model.update()
-        compute = functools.partial(self._batch_likelihoods, num_iw_samples, seed)
+        weights = self._model.weights() if weights is None else weights
+        compute = functools.partial(self._batch_likelihoods, weights, num_iw_samples, seed)
         rows = KeptRows() if kept is None else kept
         for arrays in batches_on_devices(
             compute, batches, self._devices, after_batch, first=rows.count
@@ -190,14 +191,19 @@ class LikelihoodEvaluator:
         return ImageLikelihoods(num_iw_samples, *rows.all())
 
     def _batch_likelihoods(
-        self, num_iw_samples: int, seed: int, number: int, images: tf.Tensor
+        self,
+        weights: PreparedWeights,
+        num_iw_samples: int,
+        seed: int,
+        number: int,
+        images: tf.Tensor,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the arrays of `ImageLikelihoods` for a numbered batch."""
-        features = self._bottom_up(images)
+        features = self._bottom_up(weights, images)
         first = tf.constant(number, tf.int64)
         together = _draws_per_pass(len(images), num_iw_samples)
         draws = [
-            self._draw(images, features, tf.constant([seed, k], tf.int64), first, together)
+            self._draw(weights, images, features, tf.constant([seed, k], tf.int64), first, together)
             for k in range(0, num_iw_samples, together)
         ]
         reconstruction, kl, log_ratio = (  # [K, B, ...]

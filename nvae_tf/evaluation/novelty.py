@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from nvae_tf.devices import batches_on_devices
 from nvae_tf.evaluation.kept_rows import KeptRows
-from nvae_tf.model.inference import AnyModel, InferenceModel
+from nvae_tf.model.inference import AnyModel, InferenceModel, PreparedWeights
 from nvae_tf.sampling.latents import keep_first_groups
 
 
@@ -87,8 +87,7 @@ class NoveltyEvaluator:
     one bottom-up pass, and L + 1 top-down passes for each draw.
 
     Args:
-      model: The model to evaluate, with its moving averages. An `NVAE` is prepared anew for each
-        evaluation, with its weights of that moment.
+      model: The model to evaluate, with its moving averages.
       devices: The names of those that compute batches side by side; None: all GPUs, or the CPU.
 
     #### References
@@ -132,21 +131,26 @@ class NoveltyEvaluator:
         """
         if num_iw_samples < 1:
             raise ValueError(f"num_iw_samples must be at least 1, received {num_iw_samples}.")
-        self._model.update()
-        compute = functools.partial(self._batch_bounds, num_iw_samples, seed)
+        weights = self._model.weights()
+        compute = functools.partial(self._batch_bounds, weights, num_iw_samples, seed)
         rows = KeptRows()
         for arrays in batches_on_devices(compute, batches, self._devices, after_batch):
             rows.add(arrays)
         return ImageNovelty(num_iw_samples, *rows.all())
 
     def _batch_bounds(
-        self, num_iw_samples: int, seed: int, number: int, images: tf.Tensor
+        self,
+        weights: PreparedWeights,
+        num_iw_samples: int,
+        seed: int,
+        number: int,
+        images: tf.Tensor,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the arrays of `ImageNovelty` for a numbered batch."""
-        features = self._bottom_up(images)
+        features = self._bottom_up(weights, images)
         first = tf.constant(number, tf.int64)
         draws = [
-            self._draw(images, features, tf.constant([seed, draw], tf.int64), first)
+            self._draw(weights, images, features, tf.constant([seed, draw], tf.int64), first)
             for draw in range(num_iw_samples)
         ]
         bounds = np.stack([draw.bounds.numpy() for draw in draws]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""A model's weights of a moment, prepared to answer only."""
+"""A model that only answers, with weights that are prepared for it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from nvae_tf.model.layers.kernels import KernelBank
 from nvae_tf.model.nvae import NVAE, InferenceOutput, InferredGroup
 from nvae_tf.model.stacks import Packing, Values, read_values, stack_values
 
+# One tensor, or variable where a SavedModel is to hold it, for each shape.
+PreparedWeights: TypeAlias = list[Any]
+
 
 class _Weights(NamedTuple):
     """Prepared weights."""
@@ -27,16 +30,18 @@ class _Weights(NamedTuple):
 
 
 class InferenceModel:
-    """A model that answers, with weights that were prepared for it once.
+    """A model that answers, with weights that are prepared for it.
 
     Kernels are normalised once, and batch normalisation is part of the convolutions beside it
     (docs/architecture.md). So what calls a model many times with the same weights calls it by way
-    of this class. It answers like `NVAE`, without training. Its weights are those of the newest
-    `take` or `update`; else a model's own are read when it first answers.
+    of this class: it prepares them (`weights`), and passes them to functions that are traced once
+    (`function`). The class answers like `NVAE`, without training; an answer outside of such a
+    function, and of a `scope`, prepares the weights for itself.
 
     Args:
-      model: The model, or its structure, which answers after a `take` only.
-      values: The values of the model's variables by path; None: their own.
+      model: The model, or its structure.
+      values: The values of the model's variables by path, with which it always answers; None: their
+        own of the moment. A structure has none, so `weights` needs them.
 
     Attributes:
       model: The argument of that name.
@@ -46,7 +51,7 @@ class InferenceModel:
     ```python
     model = InferenceModel(nvae_tf.load_model(workdir))
     sample = model.function(lambda seed: model.generate(16, 0.7, model.draw_noise(16, seed)))
-    logits = sample(tf.constant([0, 1], tf.int64))
+    logits = sample(model.weights(), tf.constant([0, 1], tf.int64))
     ```
     """
 
@@ -59,109 +64,89 @@ class InferenceModel:
         inside: list[keras.layers.Layer] = [*self._layers[0], *self._layers[1]]
         used = {variable.path for layer in inside for variable in layer.variables}
         self._others = [v.path for v in model.variables if v.path not in used]
-        self._packing: Packing | None = None  # of the prepared weights
-        self._follows = values is None and model.has_own_values
-        # One tensor, or variable where a SavedModel is to hold it, for each shape.
-        self._weights: list[Any] | None = None if values is None else self._prepare(values)
+        self._packing: Packing | None = None  # of prepared weights
+        self._fixed: PreparedWeights | None = None
+        if values is not None:
+            self._fixed = self.weights(values)
 
     @classmethod
     def of(cls, model: NVAE | InferenceModel) -> InferenceModel:
-        """Prepares a model, unless it is prepared already."""
+        """Returns a model in this form, unless it has it already."""
         return model if isinstance(model, InferenceModel) else cls(model)
 
-    def _prepare(self, values: Values | None) -> list[tf.Tensor]:
+    def weights(self, values: Values | None = None) -> PreparedWeights:
+        """Prepares weights, those of this moment unless others are given.
+
+        Args:
+          values: The values of the model's variables by path; None: those that this object was made
+            with, else the variables' own.
+
+        Raises:
+          RuntimeError: The model is a structure, whose variables have no values.
+        """
+        if values is None and self._fixed is not None:
+            return self._fixed
+        if values is None and not self.model.has_own_values:
+            raise RuntimeError(
+                "This model is a structure: `weights` needs the values of its variables."
+            )
         if values is None:
-            values = read_values(self.model.variables)
+            with tf.init_scope():  # they must not belong to a graph that is being traced
+                return self._prepare(read_values(self.model.variables))
+        return self._prepare(values)
+
+    def _prepare(self, values: Values) -> PreparedWeights:
         kernels = self._bank.split(self._bank.compute(stack_values(values)))
         others = {path: values[path] for path in self._others}
         weights = _Weights(fold(*self._layers, values, kernels), others)
         self._packing = self._packing or Packing(weights)
         return self._packing.join(weights)
 
-    def take(self, values: Values | None = None) -> None:
-        """Prepares the weights of this moment; functions that were traced go on with them.
-
-        Args:
-          values: The values of the model's variables by path; None: their own.
-
-        Raises:
-          RuntimeError: The model is a structure, which has no values of its own.
-        """
-        if values is None and not self.model.has_own_values:
-            raise RuntimeError(
-                "This model is a structure: `take` needs the values of its variables."
-            )
-        self._follows = values is None
-        self._weights = self._prepare(values)
-
-    def update(self) -> None:
-        """Prepares the model's own weights of this moment, if they are what it was made from.
-
-        What lets a caller's model change between two of its answers begins each of them so.
-        """
-        if self._follows:
-            self.take()
-
-    def release(self) -> None:
-        """Frees the prepared weights.
-
-        Before the next answer the model's own are prepared anew; others must be given to `take`.
-        """
-        self._weights = None
-
-    def _ready(self) -> list[Any]:
-        if self._weights is None:
-            if not self._follows:
-                raise RuntimeError("This model has no weights: `take` gives it some.")
-            with tf.init_scope():  # a graph that is being traced must not own them
-                self.take()
-        assert self._weights
-        return self._weights
-
     def in_variables(self) -> InferenceModel:
         """Returns a copy whose weights are `tf.Variable`s, which a SavedModel can hold.
 
-        Constants would not fit into the graph of a large model.
+        It always answers with the weights of this moment. As constants, they would not fit into the
+        graph of a large model.
         """
-        variables = [tf.Variable(w, trainable=False, name="weights") for w in self._ready()]
+        variables = [tf.Variable(w, trainable=False, name="weights") for w in self.weights()]
         twin = copy.copy(self)
-        twin._weights = variables
-        twin._follows = False  # it answers as the model does now
+        twin._fixed = variables
         return twin
 
     @contextlib.contextmanager
-    def scope(self) -> Iterator[None]:
-        """Makes the model itself compute with the prepared weights inside of the scope."""
-        with self._using(self._ready()):
-            yield
+    def scope(self, weights: PreparedWeights | None = None) -> Iterator[None]:
+        """Makes the model itself compute with prepared weights inside of the scope.
 
-    @contextlib.contextmanager
-    def _using(self, weights: list[Any]) -> Iterator[None]:
+        Args:
+          weights: What `weights` returned; None: what it returns now, or, inside of an answer of
+            this object, the weights of that.
+        """
         outer = current_call()
-        if outer and outer.owner is self:
+        if weights is None and outer and outer.owner is self:
             yield  # one answer is part of another
             return
+        stacks = [tf.convert_to_tensor(w) for w in (self.weights() if weights is None else weights)]
         assert self._packing
-        folded, others = self._packing.split([tf.convert_to_tensor(stack) for stack in weights])
+        folded, others = self._packing.split(stacks)
         with functional_call(self.model, others, folded=folded, owner=self):
             yield
 
     def function(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """Returns a traced function, in which this object answers with the weights of each call.
+        """Returns a traced function, whose first argument is the weights to answer with.
 
-        The weights are arguments of the graph, so a `take` needs no new trace.
+        Others need no new trace.
 
         Args:
-          function: A function of tensors that uses this object.
+          function: A function of tensors that uses this object. What is returned takes what
+            `weights` returns, and then the same arguments.
           **options: The arguments of `tf.function`.
         """
 
-        def with_weights(weights: list[Any], *args: Any) -> Any:
-            with self._using(weights):
+        def with_weights(weights: PreparedWeights, *args: Any) -> Any:
+            with self.scope(weights):
                 return function(*args)
 
-        traced = tf.function(with_weights, autograph=False, **options)
-        return lambda *args: traced(self._ready(), *args)
+        return tf.function(with_weights, autograph=False, **options)
 
     # Answers, as `NVAE` gives them.
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.devices import filled_rows
-from nvae_tf.model.inference import AnyModel, InferenceModel
+from nvae_tf.model.inference import AnyModel, InferenceModel, PreparedWeights
 
 # Adam's, for a learning rate that falls to zero.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.99, 1e-6
@@ -60,7 +60,7 @@ class Completer:
     for another batch size), and on no pixel in its hole.
 
     Args:
-      model: The model. An `NVAE` is prepared anew for each call of `batches`.
+      model: The model; each call of `batches` takes its weights of that moment.
       steps: Steps of Adam; 0 draws from where q begins.
       learning_rate: Of the first step; it falls linearly to zero.
       batch_size: Images at a time.
@@ -125,11 +125,14 @@ class Completer:
             )
         if completions < 1:
             raise ValueError(f"completions must be at least 1, received {completions}.")
-        self._model.update()
-        return self._batches(tf.convert_to_tensor(images), holes, completions, seed, after_step)
+        weights = self._model.weights()
+        return self._batches(
+            weights, tf.convert_to_tensor(images), holes, completions, seed, after_step
+        )
 
     def _batches(
         self,
+        weights: PreparedWeights,
         images: tf.Tensor,
         holes: np.ndarray,
         completions: int,
@@ -140,16 +143,18 @@ class Completer:
         for rows, number in filled_rows(count, min(self._batch_size, count)):
             batch, hole = tf.gather(images, rows), tf.constant(holes[rows])
             first = tf.constant(rows[0], tf.int64)
-            noise = self._fit(batch, hole, seed, first, after_step)
+            noise = self._fit(weights, batch, hole, seed, first, after_step)
             drawn = []
             for completion in range(completions):
                 own = tf.constant([seed, self._steps + completion], tf.int64)
-                drawn.append([t.numpy() for t in self._complete(batch, hole, noise, own, first)])
+                drawn_now = self._complete(weights, batch, hole, noise, own, first)
+                drawn.append([tensor.numpy() for tensor in drawn_now])
             parts = (np.stack(part, axis=1)[:number] for part in zip(*drawn))
             yield Completions(*parts)
 
     def _fit(
         self,
+        weights: PreparedWeights,
         images: tf.Tensor,
         holes: tf.Tensor,
         seed: int,
@@ -161,15 +166,17 @@ class Completer:
         own = tf.constant([seed, -1], tf.int64)
         best = tf.fill([len(images)], -np.inf), tf.zeros_like(images)
         for row in range(0, _FILLINGS, _FILLINGS_AT_ONCE):
-            best = self._fill(images, holes, best, own, tf.constant(row, tf.int64))
-        start = self._encode(best[1])
+            best = self._fill(weights, images, holes, best, own, tf.constant(row, tf.int64))
+        start = self._encode(weights, best[1])
         zeros = tf.nest.map_structure(tf.zeros_like, start)
         state = _State(start, zeros, zeros)
         for step in range(self._steps):
             own = tf.constant([seed, step], tf.int64)
             rate = self._learning_rate * (1 - step / self._steps)
             number = tf.constant(step + 1.0)
-            state = self._improve(images, holes, state, own, first, number, tf.constant(rate))
+            state = self._improve(
+                weights, images, holes, state, own, first, number, tf.constant(rate)
+            )
             if after_step:
                 after_step()
         return state.noise

@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from nvae_tf.devices import filled_rows
-from nvae_tf.model.inference import AnyModel, InferenceModel
+from nvae_tf.model.inference import AnyModel, InferenceModel, PreparedWeights
 from nvae_tf.sampling import latents
 from nvae_tf.sampling.images import to_uint8
 from nvae_tf.sampling.sampler import group_temperatures, row_noise
@@ -28,8 +28,7 @@ class Explorer:
     A seed stands for image 0 of `Sampler`.
 
     Args:
-      model: The model to look into. An `NVAE` is prepared anew for each call, with its weights and
-        moving averages of that moment.
+      model: The model to look into; each call takes its weights and moving averages of that moment.
       batch_size: The number of images at a time.
       after_batch: A function that is called with the number of images drawn, for progress.
 
@@ -85,13 +84,15 @@ class Explorer:
 
     def encode(self, images: tf.Tensor) -> list[Latents]:
         """Returns the posterior means of each of N images."""
-        self._model.update()
-        return [self._encode(image[None]) for image in tf.convert_to_tensor(images)]
+        return self._encode_each(self._model.weights(), images)
+
+    def _encode_each(self, weights: PreparedWeights, images: tf.Tensor) -> list[Latents]:
+        return [self._encode(weights, image[None]) for image in tf.convert_to_tensor(images)]
 
     def posterior_means(self, images: tf.Tensor) -> list[np.ndarray]:
         """Returns the posterior means of N images, by group: L of (N, H_l, W_l, C_z)."""
-        self._model.update()
-        batches = list(self._batches(self._encode, [tf.convert_to_tensor(images)]))
+        weights = self._model.weights()
+        batches = list(self._batches(weights, self._encode, [tf.convert_to_tensor(images)]))
         return [np.concatenate(group) for group in zip(*batches)]
 
     def mean_latents(self, batches: Iterable[tf.Tensor]) -> list[np.ndarray]:
@@ -103,11 +104,11 @@ class Explorer:
         Raises:
           ValueError: There are no images.
         """
-        self._model.update()
+        weights = self._model.weights()
         count = 0
         totals = [np.zeros(shape) for shape in self._model.config.latent_shapes]
         for images in filter(len, batches):
-            for means in self._batches(self._encode, [tf.convert_to_tensor(images)]):
+            for means in self._batches(weights, self._encode, [tf.convert_to_tensor(images)]):
                 count += len(means[0])
                 totals = [total + group.sum(axis=0) for total, group in zip(totals, means)]
         if not count:
@@ -117,13 +118,13 @@ class Explorer:
     def draw(self, seeds: Sequence[int], temperature: ArrayLike = 1.0) -> list[Latents]:
         """Returns the latent variables of each of N samples."""
         temperatures = group_temperatures(self._model.config, temperature)
-        self._model.update()
-        return [self._draw(_row_seeds([seed]), temperatures) for seed in seeds]
+        weights = self._model.weights()
+        return [self._draw(weights, _row_seeds([seed]), temperatures) for seed in seeds]
 
     def reconstruct(self, images: tf.Tensor) -> np.ndarray:
         """Draws reconstructions (N, h, w, C) at the posterior means."""
-        self._model.update()
-        return self._images(self._reconstruct, [tf.convert_to_tensor(images)])
+        weights = self._model.weights()
+        return self._images(weights, self._reconstruct, [tf.convert_to_tensor(images)])
 
     def interpolate_images(
         self, images: tf.Tensor, steps: int, groups: Sequence[int] | None = None
@@ -142,12 +143,13 @@ class Explorer:
           ValueError: There are fewer than two images or steps, or a group does not exist.
         """
         _check_ends_and_steps(len(images), steps)
-        bases = self.encode(images)
-        weights = [tf.linspace(0.0, 1.0, steps)]
+        weights = self._model.weights()
+        bases = self._encode_each(weights, images)
+        shares = [tf.linspace(0.0, 1.0, steps)]
         moving = _tuple_or_none(groups)
         return np.stack(
             [
-                self._images(self._between_images, weights, start, end, moving)
+                self._images(weights, self._between_images, shares, start, end, moving)
                 for start, end in itertools.pairwise(bases)
             ]
         )
@@ -176,13 +178,13 @@ class Explorer:
         """
         _check_ends_and_steps(len(seeds), steps)
         temperatures = group_temperatures(self._model.config, temperature)
-        weights = [tf.linspace(0.0, 1.0, steps)]
+        shares = [tf.linspace(0.0, 1.0, steps)]
         moving = _tuple_or_none(groups)
         ends = [_row_seeds([seed]) for seed in seeds]
-        self._model.update()
+        weights = self._model.weights()
         return np.stack(
             [
-                self._images(self._between_seeds, weights, start, end, temperatures, moving)
+                self._images(weights, self._between_seeds, shares, start, end, temperatures, moving)
                 for start, end in itertools.pairwise(ends)
             ]
         )
@@ -212,8 +214,10 @@ class Explorer:
         columns = [tf.constant(amounts, tf.float32)]
         way = [tf.constant(group[None], tf.float32) for group in direction]
         moving = _tuple_or_none(groups)
+        weights = self._model.weights()
         return _stacked(
-            self._images(self._along, columns, base, way, moving) for base in self.encode(images)
+            self._images(weights, self._along, columns, base, way, moving)
+            for base in self._encode_each(weights, images)
         )
 
     def traverse(
@@ -241,9 +245,10 @@ class Explorer:
         check_indices("group", [group], config.num_groups)
         check_indices("channels", channels, config.num_latent_per_group)
         values = tf.constant(deviations, tf.float32)
-        self._model.update()
+        weights = self._model.weights()
         return _stacked(
             self._images(
+                weights,
                 self._traverse,
                 [tf.fill([len(values)], group), tf.fill([len(values)], channel), values],
                 base,
@@ -276,9 +281,10 @@ class Explorer:
         check_indices("keep_groups", keep_groups, self._model.config.num_groups + 1)
         temperatures = group_temperatures(self._model.config, temperature)
         count = len(seeds)
-        self._model.update()
+        weights = self._model.weights()
         return _stacked(
             self._images(
+                weights,
                 self._vary,
                 [tf.repeat(image[None], count, axis=0), tf.fill([count], keep), _row_seeds(seeds)],
                 temperatures,
@@ -288,23 +294,34 @@ class Explorer:
         )
 
     def _images(
-        self, function: Callable[..., Any], rows: Sequence[tf.Tensor], *others: Any
+        self,
+        weights: PreparedWeights,
+        function: Callable[..., Any],
+        rows: Sequence[tf.Tensor],
+        *others: Any,
     ) -> np.ndarray:
-        """Returns images that `function(*rows, *others)` draws, a few of the rows at a time."""
+        """Returns images that `function` draws, with the arguments of `_batches`."""
         batches = self._batches(
-            lambda *arguments: [self._model.crop_padding(function(*arguments))], rows, *others
+            weights,
+            lambda *arguments: [self._model.crop_padding(function(*arguments))],
+            rows,
+            *others,
         )
         return np.concatenate([to_uint8(images) for (images,) in batches])
 
     def _batches(
-        self, function: Callable[..., Any], rows: Sequence[tf.Tensor], *others: Any
+        self,
+        weights: PreparedWeights,
+        function: Callable[..., Any],
+        rows: Sequence[tf.Tensor],
+        *others: Any,
     ) -> Iterator[list[np.ndarray]]:
-        """Yields the tensors of `function(*rows, *others)`, for a few of the rows at a time."""
+        """Yields the tensors of `function(weights, *rows, *others)`, for a few rows at a time."""
         count = len(rows[0])
         if not count:
             raise ValueError(_NOTHING)
         for chosen, number in filled_rows(count, min(self._batch_size, count)):
-            tensors = function(*(tf.gather(tensor, chosen) for tensor in rows), *others)
+            tensors = function(weights, *(tf.gather(tensor, chosen) for tensor in rows), *others)
             yield [tensor.numpy()[:number] for tensor in tensors]
             if self._after_batch:
                 self._after_batch(number)

@@ -139,9 +139,6 @@ class Sampler:
     ) -> Iterator[np.ndarray]:
         """Draws images 0 to number - 1 of a seed, in batches (B, h, w, C) uint8 without padding.
 
-        A call prepares the model anew, for iterators of earlier calls as well. So read these to
-        their end before the model's weights or moving averages change.
-
         Args:
           number: How many images to draw; the last batch may be smaller than the others.
           temperature: One number, one per scale or one per group; see `group_temperatures`.
@@ -156,14 +153,11 @@ class Sampler:
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed must be at least 0 and below 2^63, received {seed}.")
         temperatures = tf.constant(group_temperatures(self._model.config, temperature))
-        return self._batches(number, temperatures, seed)
-
-    def _batches(self, number: int, temperature: tf.Tensor, seed: int) -> Iterator[np.ndarray]:
-        self._model.update()
+        weights = self._model.weights()
 
         def draw(first: int) -> np.ndarray:
             indices = np.arange(first, first + self._batch_size, dtype=np.int64)
             seeds = np.stack([np.full_like(indices, seed), indices], axis=1)
-            return to_uint8(self._draw(tf.constant(seeds), temperature))[: number - first]
+            return to_uint8(self._draw(weights, tf.constant(seeds), temperatures))[: number - first]
 
         return on_devices(draw, range(0, number, self._batch_size))

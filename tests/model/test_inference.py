@@ -51,27 +51,42 @@ def test_a_traced_function_follows_the_weights_without_a_new_trace(model):
         traces.append(None)
         return inference.generate(2, 1.0, noise)
 
-    traced = inference.function(generate)
-    assert_same(traced(), model.generate(2, 1.0, noise))
-    inference.release()
+    traced, before = inference.function(generate), inference.weights()
+    own = model.generate(2, 1.0, noise)
+    assert_same(traced(before), own)
     other = values_of(model, 0.5)
-    inference.take(other)
     with functional_call(model, other):
         expected = model.generate(2, 1.0, noise)
-    assert_same(traced(), expected)
+    assert_same(traced(inference.weights(other)), expected)
+    assert_same(traced(before), own)
     assert len(traces) == 1
+    with inference.scope(inference.weights(other)):
+        assert_same(inference.generate(2, 1.0, noise), expected)
+        assert_same(model.generate(2, 1.0, noise), expected)
+        with inference.scope(before):
+            assert_same(inference.generate(2, 1.0, noise), own)
+
+
+def test_it_answers_with_the_weights_of_the_moment(model):
+    inference, noise = InferenceModel(model), model.draw_noise(2, (0, 1))
+    bias, own = model.image_head.bias, tf.identity(model.image_head.bias)
+    for value in (own, own + 1):
+        bias.assign(value)
+        assert_same(inference.generate(2, 1.0, noise), model.generate(2, 1.0, noise))
+    # In a graph that is being traced, they are constants of that moment.
+    traced = tf.function(lambda: inference.generate(2, 1.0, noise))
+    assert_same(traced(), model.generate(2, 1.0, noise))
+    bias.assign(own)
 
 
 def test_variables_hold_the_weights_of_an_export(model):
     inference, noise = InferenceModel(model), model.draw_noise(2, (0, 1))
     held = inference.in_variables()
-    inference.release()
-    assert all(isinstance(v, tf.Variable) for v in tf.nest.flatten(held._weights))
+    assert all(isinstance(v, tf.Variable) for v in held.weights())
     before = model.generate(2, 1.0, noise)
     assert_same(held.generate(2, 1.0, noise), before)
     bias, own = model.image_head.bias, tf.identity(model.image_head.bias)
-    bias.assign(own + 1)
-    held.update()  # an export stays as it was
+    bias.assign(own + 1)  # an export stays as it was
     assert_same(held.generate(2, 1.0, noise), before)
     bias.assign(own)
 
@@ -88,10 +103,9 @@ def test_a_structure_has_the_values_that_it_is_given(model):
     with pytest.raises(RuntimeError, match="structure alone"), functional_call(structure):
         structure.generate(3, 1.0, noise)
     waiting = InferenceModel(structure)
-    with pytest.raises(RuntimeError, match="has no weights"):
-        waiting.infer(images, noise)
-    with pytest.raises(RuntimeError, match="`take` needs"):
-        waiting.take()
+    for answer in (lambda: waiting.infer(images, noise), waiting.weights):
+        with pytest.raises(RuntimeError, match="`weights` needs the values"):
+            answer()
     inference = InferenceModel(structure, values_of(model))
     assert_same(inference.infer(images, noise), model.infer(images, noise))
     assert not [v for v in structure.variables if v._value is not None]  # no memory of their own
@@ -106,4 +120,4 @@ def test_a_model_inside_of_another_answers_with_its_own_weights(model):
     with first.scope():
         assert_same(second.generate(2, 0.7, noise), own)
     traced = first.function(lambda: (first.generate(2, 0.7, noise), second.generate(2, 0.7, noise)))
-    assert_same(traced(), (first.generate(2, 0.7, noise), own))
+    assert_same(traced(first.weights()), (first.generate(2, 0.7, noise), own))

@@ -57,7 +57,7 @@ def test_nothing_seen_leads_to_the_prior(model, images):
     bound = []
     for steps in (0, 200):
         completer = Completer(model, steps)
-        noise = completer._fit(images, holes, 0, first, None)
+        noise = completer._fit(completer._model.weights(), images, holes, 0, first, None)
         seed = tf.constant([0, steps], tf.int64)
         bound.append(completer._bound(images, holes, noise, seed, first))
     assert np.all(bound[0] < -0.1) and np.all(bound[1] > -0.01)  # it is -KL from the prior
@@ -65,7 +65,8 @@ def test_nothing_seen_leads_to_the_prior(model, images):
 
 
 def test_the_beginning_is_the_posterior_in_terms_of_the_prior_s_noise(model, images):
-    noise = Completer(model)._encode(images)
+    completer = Completer(model)
+    noise = completer._encode(completer._model.weights(), images)
     for value in (0.0, 1.0):
         latents = []
 
@@ -103,9 +104,10 @@ def test_what_the_hole_hides_says_nothing(model, images):
 
 def test_log_probs_of_hole_and_rest_are_those_of_the_image(model, images):
     completer = Completer(model)
-    noise = completer._encode(images)
+    weights = completer._model.weights()
+    noise = completer._encode(weights, images)
     seed, first = tf.constant([1, 0], tf.int64), tf.constant(0, tf.int64)
-    _, hole, seen = completer._complete(images, tf.constant(half()), noise, seed, first)
+    _, hole, seen = completer._complete(weights, images, tf.constant(half()), noise, seed, first)
     drawn = [
         m + tf.exp(s) * n
         for m, s, n in zip(noise.loc, noise.log_scale, model.draw_noise(ROWS, (1, 0)))
@@ -124,7 +126,7 @@ def test_more_steps_raise_the_bound(model, images):
     bounds = []
     for steps in (0, 10, 80):
         completer = Completer(model, steps)
-        noise = completer._fit(images, holes, 0, first, None)
+        noise = completer._fit(completer._model.weights(), images, holes, 0, first, None)
         draws = [
             completer._bound(images, holes, noise, tf.constant([7, seed], tf.int64), first)
             for seed in range(50)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -21,7 +20,7 @@ from nvae_tf.evaluation import (
 )
 from nvae_tf.evaluation.kept_rows import NotFiniteError
 from nvae_tf.files import to_json, write_atomically
-from nvae_tf.model.inference import InferenceModel
+from nvae_tf.model.inference import InferenceModel, PreparedWeights
 from nvae_tf.model.nvae import NVAE
 from nvae_tf.runs.workdir import Workdir
 from nvae_tf.training.metrics import StepMetrics
@@ -45,7 +44,7 @@ def drawn_rows(count: int, wanted: int) -> np.ndarray:
 class Progress:
     """Reports the steps of a run, and evaluates it.
 
-    Evaluations read the trainer's state; what they prepare of it is freed after each of them.
+    Evaluations prepare the weights of the trainer's state, which are freed after each of them.
 
     Args:
       trainer: The trainer whose steps are reported.
@@ -64,7 +63,7 @@ class Progress:
         self._workdir = workdir
         self._test_images = test_images
         self._validated = drawn_rows(len(test_images), _VALIDATION_IMAGES)
-        self._model = InferenceModel(trainer.model)  # without weights until it evaluates
+        self._model = InferenceModel(trainer.model)
         self._evaluator = LikelihoodEvaluator(self._model)
         shown = test_images[drawn_rows(len(test_images), EXAMPLES)]
         examples = evaluation_batches(shown, config.model, EXAMPLES)
@@ -137,10 +136,10 @@ class Progress:
           Stopped: A signal arrived meanwhile.
         """
         stop.check()
-        with self._prepared():
-            images = self._test_images[self._validated]
-            found = self._bounds(images, self._evaluator, lambda _: stop.check())
-            self._log(step, found)
+        weights = self._weights()
+        images = self._test_images[self._validated]
+        found = self._bounds(images, self._evaluator, weights, lambda _: stop.check())
+        self._log(step, found, weights)
         result = found.summary(self._trainer.config.model)
         self._summaries.flush()
         self._write(
@@ -167,19 +166,15 @@ class Progress:
         elif before and not self._collapsed:
             self._write(f"step {step}: all groups are in use again")
 
-    @contextlib.contextmanager
-    def _prepared(self) -> Iterator[None]:
-        """A scope in which the model has the weights of the steps done."""
-        self._model.take(self._trainer.state.evaluation_values())
-        try:
-            yield
-        finally:
-            self._model.release()
+    def _weights(self) -> PreparedWeights:
+        """Prepares the weights of the steps done."""
+        return self._model.weights(self._trainer.state.evaluation_values())
 
     def _bounds(
         self,
         images: np.ndarray,
         evaluator: LikelihoodEvaluator,
+        weights: PreparedWeights,
         after_batch: Callable[[int], None] | None = None,
     ) -> ImageLikelihoods:
         # What fits into a device's memory in training does so here.
@@ -187,16 +182,16 @@ class Progress:
             images, self._trainer.config.model, self._trainer.replica_batch
         )
         try:
-            return evaluator.per_image(batches, after_batch=after_batch)
+            return evaluator.per_image(batches, after_batch=after_batch, weights=weights)
         except NotFiniteError as error:
             step = self._trainer.state.steps_done
             raise DivergedError(
                 f"The -ELBO of held-out images was not finite after step {step}"
             ) from error
 
-    def _log(self, step: int, found: ImageLikelihoods) -> None:
+    def _log(self, step: int, found: ImageLikelihoods, weights: PreparedWeights) -> None:
         self._summaries.log_validation(step, found.summary(self._trainer.config.model))
-        self._summaries.log_images(step)
+        self._summaries.log_images(step, weights)
 
     def flush(self) -> None:
         """Makes everything that was logged visible."""
@@ -218,18 +213,17 @@ class Progress:
         Raises:
           DivergedError: The result is not finite.
         """
+        own = weights = self._weights()
         evaluator = self._evaluator
         if self._trainer.config.train.precision != "float32":
-            exact = NVAE.structure(self._trainer.config.model, dtype="float32")
-            values = self._trainer.state.evaluation_values()
-            evaluator = LikelihoodEvaluator(InferenceModel(exact, values))
-        with self._prepared():
-            found = validation = self._bounds(self._test_images, evaluator)
-            some = len(self._validated) < len(self._test_images)
-            if some or evaluator is not self._evaluator:
-                images = self._test_images[self._validated]
-                validation = self._bounds(images, self._evaluator)
-            self._log(self._trainer.state.steps_done, found)
+            exact = InferenceModel(NVAE.structure(self._trainer.config.model, dtype="float32"))
+            weights = exact.weights(self._trainer.state.evaluation_values())
+            evaluator = LikelihoodEvaluator(exact)
+        found = validation = self._bounds(self._test_images, evaluator, weights)
+        if len(self._validated) < len(self._test_images) or weights is not own:
+            images = self._test_images[self._validated]
+            validation = self._bounds(images, self._evaluator, own)
+        self._log(self._trainer.state.steps_done, found, own)
         return found, float(validation.negative_elbo.mean())
 
     def finish(self, found: ImageLikelihoods) -> None:

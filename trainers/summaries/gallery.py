@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.model.inference import AnyModel, InferenceModel
+from nvae_tf.model.inference import InferenceModel, PreparedWeights
 from nvae_tf.sampling.images import sheet, to_uint8
 from nvae_tf.sampling.latents import vary
 from nvae_tf.sampling.sampler import row_noise
@@ -35,21 +35,26 @@ class Gallery:
     one traced function draws them all.
 
     Args:
-      model: The model to draw with, whose weights may change between the calls of `draw`.
+      model: The model to draw with.
       examples: 1 to 16 held-out images (N, H, W, C) as the model sees them.
     """
 
-    def __init__(self, model: AnyModel, examples: tf.Tensor):
-        self._model = InferenceModel.of(model)
+    def __init__(self, model: InferenceModel, examples: tf.Tensor):
+        self._model = model
         self._examples = examples[:EXAMPLES]
         self._draw = self._model.function(self._draw_rows)
 
-    def draw(self, temperatures: Sequence[float]) -> Sheets:
-        """Draws all sheets, with samples at these temperatures."""
+    def draw(self, weights: PreparedWeights, temperatures: Sequence[float]) -> Sheets:
+        """Draws all sheets, with samples at these temperatures.
+
+        Args:
+          weights: What `InferenceModel.weights` returned.
+          temperatures: Those of the samples.
+        """
         return Sheets(
-            pairs=self._reconstructions(),
-            first_groups=self._first_groups(),
-            samples=[self._samples(temperature) for temperature in temperatures],
+            pairs=self._reconstructions(weights),
+            first_groups=self._first_groups(weights),
+            samples=[self._samples(weights, temperature) for temperature in temperatures],
         )
 
     def _draw_rows(
@@ -65,6 +70,7 @@ class Gallery:
 
     def _rows(
         self,
+        weights: PreparedWeights,
         examples: np.ndarray,
         keep_groups: np.ndarray,
         seeds: np.ndarray,
@@ -76,6 +82,7 @@ class Gallery:
             rows = np.arange(first, first + EXAMPLES) % len(examples)  # always as many
             pairs = np.stack([np.zeros_like(seeds[rows]), seeds[rows]], axis=1)
             images = self._draw(
+                weights,
                 tf.gather(self._examples, examples[rows]),
                 tf.constant(keep_groups[rows], tf.int32),
                 tf.constant(pairs, tf.int64),
@@ -84,19 +91,19 @@ class Gallery:
             drawn.append(images.numpy())
         return np.concatenate(drawn)[: len(examples)]
 
-    def _reconstructions(self) -> np.ndarray:
+    def _reconstructions(self, weights: PreparedWeights) -> np.ndarray:
         numbers = np.arange(len(self._examples))
         keep = np.full_like(numbers, self._model.config.num_groups)
-        pairs = np.stack([self._inputs(), self._rows(numbers, keep, numbers)], axis=1)
+        pairs = np.stack([self._inputs(), self._rows(weights, numbers, keep, numbers)], axis=1)
         return sheet(to_uint8(pairs.reshape(-1, *pairs.shape[2:])), _COLUMNS)
 
     def _inputs(self) -> np.ndarray:
         return self._model.crop_padding(self._examples).numpy()
 
-    def _samples(self, temperature: float) -> np.ndarray:
+    def _samples(self, weights: PreparedWeights, temperature: float) -> np.ndarray:
         numbers = np.arange(EXAMPLES)
         examples = numbers % len(self._examples)  # of which nothing is kept
-        drawn = self._rows(examples, np.zeros_like(numbers), numbers, temperature)
+        drawn = self._rows(weights, examples, np.zeros_like(numbers), numbers, temperature)
         return sheet(to_uint8(drawn), _COLUMNS)
 
     def shown_groups(self) -> list[int]:
@@ -105,11 +112,11 @@ class Gallery:
         columns = min(groups + 1, _COLUMNS - 1)
         return np.linspace(0, groups, columns).round().astype(int).tolist()
 
-    def _first_groups(self) -> np.ndarray:
+    def _first_groups(self, weights: PreparedWeights) -> np.ndarray:
         keep = self.shown_groups()
         count = min(_STRIPS, len(self._examples))
         numbers = np.repeat(np.arange(count), len(keep))
-        drawn = self._rows(numbers, np.tile(keep, count), numbers)
+        drawn = self._rows(weights, numbers, np.tile(keep, count), numbers)
         strips = drawn.reshape(count, len(keep), *drawn.shape[1:])
         rows = np.concatenate([strips, self._inputs()[:count, None]], axis=1)
         return sheet(to_uint8(rows.reshape(-1, *rows.shape[2:])), columns=len(keep) + 1)

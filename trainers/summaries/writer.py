@@ -19,7 +19,7 @@ from nvae_tf.evaluation import (
     collapsed_groups,
     figures,
 )
-from nvae_tf.model.inference import InferenceModel
+from nvae_tf.model.inference import InferenceModel, PreparedWeights
 from nvae_tf.runs.workdir import Workdir
 from nvae_tf.training.metrics import BatchMeans, StepMetrics
 from nvae_tf.training.objective import bits_per_dimension
@@ -52,7 +52,7 @@ class Summaries:
     Args:
       workdir: Where the event files go.
       config: The run's configuration.
-      model: The model, which has the weights of the moment whenever pictures are logged.
+      model: The model that draws the pictures.
       layers: The paths of the convolutions, in the order of the steps' singular values.
       examples: (16 or fewer, H, W, C) held-out images, as the model sees them.
       step: The number of steps done; what was logged after them is removed.
@@ -184,15 +184,20 @@ class Summaries:
             self._log_bound(means, errors)
             self._log_groups("kl", result.kl_per_group, "Nats.")
 
-    def log_images(self, step: int) -> None:
-        """Draws figures of where the information is, reconstructions and samples."""
+    def log_images(self, step: int, weights: PreparedWeights) -> None:
+        """Draws figures of where the information is, reconstructions and samples.
+
+        Args:
+          step: The number of steps done.
+          weights: Those of the model, from `InferenceModel.weights`.
+        """
         if self._last:
             with self._train.as_default(step):
                 self._log_figures(self._last.batch)
                 self._log_singular_values(self._last.batch.singular_values)
         if self._config.image_shape[-1] in (1, 3, 4):  # what a picture can show
             with self._validation.as_default(step):
-                self._log_gallery()
+                self._log_gallery(weights)
 
     def _log_singular_values(self, values: np.ndarray) -> None:
         largest = np.argsort(-values)[:_LAYERS_SHOWN]
@@ -211,8 +216,8 @@ class Summaries:
         tf.summary.image("kl/by_channel", by_channel[None])
         tf.summary.image("kl/rate_curve", figures.rate_curve(kl[-1])[None])
 
-    def _log_gallery(self) -> None:
-        sheets = self._gallery.draw(_TEMPERATURES)
+    def _log_gallery(self, weights: PreparedWeights) -> None:
+        sheets = self._gallery.draw(weights, _TEMPERATURES)
         tf.summary.image("reconstructions/pairs", sheets.pairs[None])
         kept = ", ".join(map(str, self._gallery.shown_groups()))
         tf.summary.image(

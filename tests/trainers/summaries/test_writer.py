@@ -243,13 +243,14 @@ def test_strips_lead_from_a_sample_to_the_reconstruction(finished):
     config, model = finished.read_config(), nvae_tf.load_model(finished.path)
     images = load_images(config.data, config.model, "test")[:3]  # fewer than fit
     examples = next(iter(evaluation_batches(images, config.model, 3)))
-    gallery = Gallery(model, examples)
+    inference = InferenceModel(model)
+    gallery = Gallery(inference, examples)
     assert gallery.shown_groups() == [0, 1, 2, 3]
 
     def tile(sheet, row, column):
         return sheet[2 + 10 * row : 10 + 10 * row, 2 + 10 * column : 10 + 10 * column].astype(int)
 
-    beside, strips, (samples,) = gallery.draw([1.0])
+    beside, strips, (samples,) = gallery.draw(inference.weights(), [1.0])
     assert strips.shape == (3 * 10 + 2, 5 * 10 + 2, 1)
     reconstructions = to_uint8(reconstruct(model, examples)).astype(int)
     for row in range(3):
@@ -287,14 +288,14 @@ def test_a_run_that_goes_back_draws_nothing_of_undone_steps(tmp_path):
     trainer = Trainer(config, make_strategy("one_device"), num_images=100)
     images = np.random.default_rng(0).integers(256, size=(8, *config.model.content_shape))
     batches = iter(trainer.batches(images.astype(np.uint8)))
-    model = InferenceModel(trainer.model, trainer.state.evaluation_values())
+    model = InferenceModel(trainer.model)
     examples = random_images(config.model, 4)
     workdir = Workdir(tmp_path)
     layers = trainer.regularizer.layers
     summaries = Summaries(workdir, config, model, layers, examples, step=0, facts={})
     summaries.log_step(2, trainer.step(batches), Speed(1.0, 0.0))
     summaries.restart(0)
-    summaries.log_images(1)
+    summaries.log_images(1, model.weights(trainer.state.evaluation_values()))
     summaries.close()
     assert "kl/over_time" not in read(f"{workdir.tensorboard}/train").Tags()["tensors"]
     assert "reconstructions/pairs" in read(f"{workdir.tensorboard}/validation").Tags()["tensors"]
