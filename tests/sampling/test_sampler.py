@@ -55,6 +55,18 @@ def test_temperatures_that_do_not_fit(wrong):
         group_temperatures(tiny_model_config(), wrong)
 
 
+def test_the_images_of_a_call_are_drawn_with_its_moment_s_weights(model, sampler):
+    before = draw(sampler, 6, seed=1)
+    first = sampler.batches(6, seed=1)
+    bias, own = model.image_head.bias, tf.identity(model.image_head.bias)
+    bias.assign(own + 1)
+    second = sampler.batches(6, seed=1)
+    changed = next(second)
+    np.testing.assert_array_equal(np.concatenate(list(first)), before)
+    assert np.abs(changed - before[:3]).max() > 10
+    bias.assign(own)
+
+
 def test_noise_of_a_row_is_that_of_its_seed(model):
     seeds = tf.constant([[5, 0], [5, 1], [5, 0]], tf.int64)
     noise = row_noise(model, seeds)
