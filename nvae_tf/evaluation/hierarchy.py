@@ -52,8 +52,7 @@ class HierarchyEvaluator:
     """Measures a model group by group; traces it once for batches of one size.
 
     Args:
-      model: The model to measure, with its moving averages. An `NVAE` is prepared anew for each
-        evaluation, with its weights of that moment.
+      model: The model to measure; each call takes its weights and moving averages of that moment.
 
     #### References
 

@@ -95,7 +95,7 @@ class LikelihoodEvaluator:
     batches are drawn from several times at once.
 
     Args:
-      model: The model to evaluate, with its moving averages.
+      model: The model to evaluate; each call takes its weights and moving averages of that moment.
       devices: The names of those that compute batches side by side; None: all GPUs, or the CPU.
     """
 

@@ -87,7 +87,7 @@ class NoveltyEvaluator:
     one bottom-up pass, and L + 1 top-down passes for each draw.
 
     Args:
-      model: The model to evaluate, with its moving averages.
+      model: The model to evaluate; each call takes its weights and moving averages of that moment.
       devices: The names of those that compute batches side by side; None: all GPUs, or the CPU.
 
     #### References

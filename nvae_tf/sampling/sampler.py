@@ -99,8 +99,8 @@ class Sampler:
     traced once, however often and at whichever temperatures it is used.
 
     Args:
-      model: The model to draw from. An `NVAE` is prepared anew for each call of `batches`, with its
-        weights and moving averages of that moment.
+      model: The model to draw from; each call of `batches` takes its weights and moving averages of
+        that moment.
       output: `"mean"` of the likelihood, or a `"sample"` of it.
       batch_size: The number of images at a time.
 
