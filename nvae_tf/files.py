@@ -144,7 +144,7 @@ def locked(path: str | os.PathLike, activity: str) -> Iterator[None]:
 
 
 def make_cache(directory: str | os.PathLike) -> None:
-    """Creates a directory for what can be made again, but not kept elsewhere, unless it exists.
+    """Creates a cache's directory, for what has no other place, unless it exists.
 
     Raises:
       OSError: It cannot be created; the message says how to choose another.

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import pydoc
 import re
 import shlex
 import subprocess
@@ -197,3 +198,17 @@ def test_the_fields_that_may_change_are_documented():
     text = (ROOT / "docs/training.md").read_text()
     paragraph = next(p for p in text.split("\n\n") if p.startswith("When a run is resumed"))
     assert sorted(re.findall(r"`((?:data|train)\.\w+)`", paragraph)) == sorted(CHANGEABLE)
+
+
+def test_the_members_that_docs_name_exist():
+    named = [
+        (path, member.strip())
+        for page in PAGES
+        for path, members in re.findall(
+            r"^::: ([\w.]+)\n    options:\n      members: \[(.*)\]", page.read_text(), re.M
+        )
+        for member in members.split(",")
+    ]
+    assert ("nvae_tf.model.inference.InferenceModel", "weights") in named
+    for path, member in named:
+        assert hasattr(pydoc.locate(path), member), (path, member)

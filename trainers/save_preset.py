@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         saved = dataclasses.replace(
             trained,
             name=name,
-            # Of the package's own models, the name alone means those.
+            # The bare name of a packaged model would mean that one.
             flags=shlex.quote(f"--preset={'./' * (name in builtin_names())}{name}"),
             # Where the images were is of no use elsewhere.
             config=trained.config.override({"data.data_dir": "", "data.cache_dir": ""}),

@@ -42,7 +42,8 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
     """
     root = data_directory(data)
     names = (data.train_split, data.test_split)
-    _check_apart(root, data)
+    if split == data.train_split:
+        _check_apart(root, data)
     present = [name for name in dict.fromkeys((split, *names)) if os.path.isdir(f"{root}/{name}")]
     if split in present:
         paths = _pictures_below(os.path.join(root, split))

@@ -118,7 +118,7 @@ def _write(batches: Iterable[np.ndarray], note: Callable[[], str], path: str) ->
         for batch in batches:
             file.write(batch.tobytes())
         if text := note():
-            write_atomically(f"{path}.txt", text)
+            write_atomically(f"{path}.txt", text.encode(errors="backslashreplace"))
 
 
 def _log(note: str) -> None:

@@ -134,7 +134,7 @@ class InferenceModel:
     def function(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """Returns a traced function, whose first argument is the weights to answer with.
 
-        Others need no new trace.
+        Other weights need no new trace.
 
         Args:
           function: A function of tensors that uses this object. What is returned takes what

@@ -111,7 +111,7 @@ class TrainedModel:
             found.metadata.get("evaluation", {}),
             None,
             None,
-            lambda precision: NVAE.from_preset(preset, dtype=precision),
+            lambda precision: NVAE.from_preset(found.directory, dtype=precision),
         )
 
     @classmethod

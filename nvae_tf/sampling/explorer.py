@@ -33,7 +33,8 @@ class Explorer:
       after_batch: A function that is called with the number of images drawn, for progress.
 
     Raises:
-      ValueError: The batch size is below 1. All methods raise one if there is nothing to draw.
+      ValueError: The batch size is below 1. Methods that draw images raise one if there is nothing
+        to draw.
     """
 
     def __init__(

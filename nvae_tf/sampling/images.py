@@ -23,6 +23,7 @@ from nvae_tf.files import (
 SHEET_LIMIT = 4096  # images; larger sheets are of no use to people, and may exceed the memory
 ANIMATIONS = {".gif": 65_535, ".webp": 16_383}  # and the largest height of a frame, in pixels
 _MAX_VALUES = 2**31 - 1  # of an image that TensorFlow encodes
+_MAX_SIDE = 1_000_000  # pixels, libpng's limit
 _MARGIN = 2  # pixels between and around the images of a sheet
 _SQUARE = 4  # pixels, the width of a square in a hole's chequerboard
 _MILLISECONDS = 100  # that an animation shows a frame
@@ -55,7 +56,7 @@ def sheet(images: np.ndarray, columns: int | None = None, margin: int = _MARGIN)
       (H', W', C) uint8.
     """
     count, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(count))
+    columns = columns or _square(count)
     rows = math.ceil(count / columns)
     shape = sheet_side(rows, height, margin), sheet_side(columns, width, margin), channels
     result = np.full(shape, 255, np.uint8)
@@ -64,6 +65,11 @@ def sheet(images: np.ndarray, columns: int | None = None, margin: int = _MARGIN)
         left = sheet_side(index % columns, width, margin)
         result[top : top + height, left : left + width] = image
     return result
+
+
+def _square(count: int) -> int:
+    """Returns the number of columns that makes a grid of so many images about square."""
+    return math.ceil(math.sqrt(count))
 
 
 def sheet_side(count: int, size: int, margin: int = _MARGIN) -> int:
@@ -113,7 +119,7 @@ def check_sheet(rows: int, columns: int, shape: tuple[int, int, int]) -> None:
 
 
 def _check_size(height: int, width: int, channels: int) -> None:
-    if height * width * channels > _MAX_VALUES:
+    if height * width * channels > _MAX_VALUES or max(height, width) > _MAX_SIDE:
         raise ValueError(
             f"A sheet of {height:,}x{width:,} pixels is too large for a PNG: show fewer images."
         )
@@ -215,8 +221,8 @@ def image_writer(
       A function that writes a batch (B, h, w, C) uint8.
 
     Raises:
-      ValueError: if `check_image_output` raises one, a PNG cannot have that many channels, or the
-        directory exists and is not empty. It is raised when the scope begins.
+      ValueError: if `check_image_output` raises one, a PNG cannot have that many channels or
+        pixels, or the directory exists and is not empty. It is raised when the scope begins.
       FileNotFoundError: if the directory that would hold the file does not exist.
     """
     output_format = check_image_output(path, count)
@@ -224,8 +230,12 @@ def image_writer(
         writer = _array_writer(path, count, shape)
     else:
         check_channels(".png", shape[-1])
-        is_sheet = output_format == ".png"
-        writer = _sheet_writer(path, columns) if is_sheet else _directory_writer(path, count)
+        if output_format == ".png":
+            in_a_row = columns or _square(count)
+            check_sheet(math.ceil(count / in_a_row), in_a_row, shape)
+            writer = _sheet_writer(path, columns)
+        else:
+            writer = _directory_writer(path, count)
     with writer as write:
         yield write
 

@@ -74,6 +74,9 @@ def test_a_sheet_that_no_png_can_be_is_refused():
     check_sheet(1000, 1000, (14, 14, 3))
     with pytest.raises(ValueError, match="66,002x66,002 pixels is too large for a PNG"):
         check_sheet(1000, 1000, (64, 64, 1))
+    check_sheet(1, 999_000 // 34, (32, 32, 1))
+    with pytest.raises(ValueError, match="too large for a PNG"):
+        check_sheet(1, 1_000_000 // 34 + 1, (32, 32, 1))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -144,6 +147,14 @@ def test_names_sort_in_order_however_many_there_are(tmp_path):
     with image_writer(f"{tmp_path}/a/", 100_001, (2, 2, 1)) as add:
         add(random_pictures(2, 2, 2, 1))
     assert sorted(os.listdir(tmp_path / "a")) == ["000000.png", "000001.png"]
+
+
+def test_a_sheet_that_would_be_too_large_is_refused_before_it_is_drawn(tmp_path):
+    with (
+        pytest.raises(ValueError, match="too large for a PNG"),
+        image_writer(f"{tmp_path}/a.png", 4096, (512, 512, 3)),
+    ):
+        pytest.fail("it has begun")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.npy", "a/"])

@@ -39,7 +39,7 @@ def first_non_finite(trainer: Trainer, values: Values, step: int, images: tf.Ten
     except tf.errors.ResourceExhaustedError as error:
         return f"There was too little memory to look for the cause ({error.message})"
     if culprit is None:
-        return "Computed again on one device, the bound of the first images was finite"
+        return "Computed again on one device, bound and gradients of the first images were finite"
     return f"The first value that was not finite is {culprit}"
 
 

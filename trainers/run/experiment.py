@@ -42,7 +42,8 @@ def train(
     """Trains until the run's last step, or goes on from where it stopped.
 
     SIGTERM, SIGUSR1, SIGHUP or Ctrl-C ends it after the current step or the next, with a
-    checkpoint; a validation is cut short. In another thread than the main one, signals do nothing.
+    checkpoint (if that step is not finite, after the next that is); a validation is cut
+    short. In another thread than the main one, signals do nothing.
 
     Args:
       config: The run's configuration.
@@ -113,7 +114,7 @@ def train(
                         run.roll_back(error)
             # From here on a signal ends the process at once: everything is saved.
             if stopped or stop.name:
-                run.say_stopped()
+                run.say(f"Stopped after step {run.step}. The same command goes on from there.")
             else:
                 run.finish()
         finally:
@@ -197,12 +198,6 @@ class _Run:
             tqdm.write(text)  # which leaves a bar whole
             sys.stdout.flush()
 
-    def say_stopped(self) -> None:
-        """Prints where the run has stopped, and where it will go on."""
-        kept = checkpoint_step(self._workdir.latest_checkpoint())
-        where = "there" if kept == self.step else f"step {kept}: the steps since were not finite"
-        self.say(f"Stopped after step {self.step}. The same command goes on from {where}.")
-
     def start(self, initial: InitialWeights | None, images: Mapping[str, Mapping]) -> bool:
         """Restores or initialises; returns whether there is anything left to do.
 
@@ -281,14 +276,15 @@ class _Run:
                 raise DivergedError(f"Loss or gradient was not finite up to step {step}")
             if self._progress:
                 self._progress.after_step(step, metrics)
-            if judged and judged.batch.stop > 0 and not last:
-                if metrics.verdict.not_finite_in_a_row == 0:
-                    self._save()  # at once: whoever asked may not wait for more
+            stops = judged and judged.batch.stop > 0
+            # Weights that gave a loss that is not finite are nothing to go back to.
+            good = (due or stops) and metrics.verdict.not_finite_in_a_row == 0
+            if stops and good and not last:
+                self._save()  # at once: whoever asked may not wait for more
                 return True
             if step % train.image_every == 0 and not last:
                 self._on_chief(functools.partial(self._validate, step, stop))
-            # Weights that gave a loss that is not finite are nothing to go back to.
-            if last or (due and metrics.verdict.not_finite_in_a_row == 0):
+            if last or (due and good):
                 self._save()  # last, so that a run killed before it validates again
                 due = False
         return False
@@ -310,14 +306,14 @@ class _Run:
           DivergedError: The chief has found values that are not finite. All workers raise it, for
             they go back to the last checkpoint together.
         """
-        found: DivergedError | None = None
+        found = ""  # and not the error, whose frames keep the weights that were looked at
         if self._chief:
             try:
                 action()
             except DivergedError as error:
-                found = error
-        if self._trainer.sum_over_replicas(int(found is not None)):
-            raise found or DivergedError("The chief has found values that are not finite")
+                found = str(error)
+        if self._trainer.sum_over_replicas(int(bool(found))):
+            raise DivergedError(found or "The chief has found values that are not finite")
 
     def roll_back(self, error: DivergedError) -> None:
         """Goes back to the last checkpoint, with half the learning rate.

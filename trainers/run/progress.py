@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -208,10 +209,11 @@ class Progress:
 
         Returns:
           The bounds of all images, and what `validate` would return: an image's draws depend on
-          its number among those that are evaluated, so that is measured by itself.
+          its number among those that are evaluated, so that is measured by itself, in the
+          precision of the training; infinite if it is not finite.
 
         Raises:
-          DivergedError: The result is not finite.
+          DivergedError: The bounds of all images are not finite.
         """
         own = weights = self._weights()
         evaluator = self._evaluator
@@ -219,12 +221,16 @@ class Progress:
             exact = InferenceModel(NVAE.structure(self._trainer.config.model, dtype="float32"))
             weights = exact.weights(self._trainer.state.evaluation_values())
             evaluator = LikelihoodEvaluator(exact)
-        found = validation = self._bounds(self._test_images, evaluator, weights)
+        found = self._bounds(self._test_images, evaluator, weights)
+        validation: ImageLikelihoods | None = found
         if len(self._validated) < len(self._test_images) or weights is not own:
             images = self._test_images[self._validated]
-            validation = self._bounds(images, self._evaluator, own)
+            try:
+                validation = self._bounds(images, self._evaluator, own)
+            except DivergedError:  # in float16 alone, so this is not the best one
+                validation = None
         self._log(self._trainer.state.steps_done, found, own)
-        return found, float(validation.negative_elbo.mean())
+        return found, float(validation.negative_elbo.mean()) if validation else math.inf
 
     def finish(self, found: ImageLikelihoods) -> None:
         """Prints and writes what `measure` has found."""

@@ -195,14 +195,13 @@ def test_checkpoints_wait_for_finite_steps_and_the_last_one_must_be(tmp_path, mo
     assert rates[-1][1] == pytest.approx(0.25 * float(expected.learning_rate), rel=1e-6)
 
 
-def test_a_stop_among_steps_that_are_not_finite_saves_nothing(tmp_path, monkeypatch, capsys):
+def test_a_stop_among_steps_that_are_not_finite_waits_for_one(tmp_path, monkeypatch, capsys):
     poison(monkeypatch, [1, 2], limit=5)
     monkeypatch.setattr(experiment, "StopRequest", AlreadyAsked)
     workdir = Workdir(tmp_path / "run")
-    train(small_experiment_config(), workdir)
-    assert saved_steps(workdir) == [0]
-    said = "Stopped after step 2. The same command goes on from step 0: the steps since were not"
-    assert said in capsys.readouterr().out
+    train(small_experiment_config(steps=6, checkpoint_every=6), workdir)
+    assert saved_steps(workdir) == [0, 4]
+    assert "Stopped after step 4. The same command goes on" in capsys.readouterr().out
 
 
 @pytest.mark.slow

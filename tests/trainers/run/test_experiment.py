@@ -1,6 +1,7 @@
 """Whole runs: what they leave behind, how they resume, what they refuse."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -370,15 +371,25 @@ def test_the_last_step_is_ranked_like_those_before(finished, tmp_path, monkeypat
     progress = Progress(trainer, Workdir(tmp_path), images)
     found, ranked = progress.measure()
     validated = progress.validate(4, experiment.StopRequest())
-    progress.close()
     assert ranked == pytest.approx(validated, rel=1e-6)
     assert len(found.negative_elbo) == 40
     same_images = found.negative_elbo[drawn_rows(40, 12)].mean()  # with other draws
     assert abs(ranked - same_images) > 1e-4
+    bounds = Progress._bounds
+
+    def overflow(self, images, *arguments):
+        if len(images) == 12:
+            raise DivergedError("too much for float16")
+        return bounds(self, images, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "_bounds", overflow)
+        assert progress.measure()[1] == math.inf
     path = trainer.model.image_head.bias.path
     trainer.state.replace_weights({path: tf.constant([np.nan])})
     with pytest.raises(DivergedError, match="held-out images was not finite after step 4"):
         progress.measure()
+    progress.close()
 
 
 def test_a_profile_is_of_steps_to_come(finished):
