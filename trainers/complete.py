@@ -35,7 +35,7 @@ from nvae_tf.files import check_output, new_directory, to_json, write_atomically
 from nvae_tf.sampling.completion import Completer
 from nvae_tf.sampling.images import (
     check_channels,
-    check_sheet,
+    check_grid,
     encode_grid,
     show_holes,
     to_uint8,
@@ -160,7 +160,8 @@ def main(argv: list[str]) -> None:
         use_devices()
         images, holes = images_and_holes(config)
         columns = _COMPLETIONS.value + (1 if _PICTURES.value is not None else 2)
-        check_sheet(min(_SHEET_ROWS, len(images)), columns, config.model.content_shape)
+        rows = min(_SHEET_ROWS, len(images))
+        check_grid(rows, columns, config.model.content_shape, ".png")
         frequencies = None
         if _SCORE.value:
             training = load_images(config.data, config.model, config.data.train_split)

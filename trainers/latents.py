@@ -35,11 +35,9 @@ from nvae_tf.files import write_atomically
 from nvae_tf.sampling.explorer import Explorer, check_indices
 from nvae_tf.sampling.images import (
     ANIMATIONS,
+    check_grid,
     check_grid_output,
-    check_height,
-    check_sheet,
     encode_grid,
-    sheet_side,
 )
 from nvae_tf.sampling.sampler import group_temperatures
 
@@ -202,14 +200,6 @@ def chosen_images(mode: str, config: ExperimentConfig) -> tuple[tf.Tensor, np.nd
     return as_model_sees(stored, numbers, config.model), stored[numbers]
 
 
-def check_size(config: ModelConfig, rows: int, columns: int) -> None:
-    """Raises a ValueError if a grid of so many images is too large for the output's format."""
-    extension = os.path.splitext(_OUTPUT.value)[1]
-    if extension == ".png":
-        check_sheet(rows, columns, config.content_shape)
-    check_height(extension, sheet_side(rows, config.content_shape[0]))
-
-
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         mode = _MODE.value
@@ -223,6 +213,7 @@ def main(argv: list[str]) -> None:
         latents = config.model.num_latent_per_group
         channels = integers(_CHANNELS, range(latents), latents)
         keep_groups = integers(_KEEP_GROUPS, range(num_groups + 1), num_groups + 1)
+        extension = os.path.splitext(_OUTPUT.value)[1]
         check_grid_output(_OUTPUT.value, config.model.image_shape[-1])
         use_devices()
         from_seeds = mode in _OF_SEEDS and _SEEDS.value is not None
@@ -240,7 +231,7 @@ def main(argv: list[str]) -> None:
             "direction": (count, _STEPS.value + 1),
             "vary": (len(keep_groups) * count, len(seeds) + 1),
         }[mode]
-        check_size(config.model, rows, columns)
+        check_grid(rows, columns, config.model.content_shape, extension)
 
         model = trained.load()
         with tqdm(unit="image", disable=None) as bar:
@@ -269,7 +260,7 @@ def main(argv: list[str]) -> None:
                 varied = explorer.vary(images, keep_groups, seeds, temperatures)
                 first = np.repeat(originals, len(keep_groups), axis=0)
                 grid = np.concatenate([first[:, None], varied], axis=1)
-        write_atomically(_OUTPUT.value, encode_grid(grid, os.path.splitext(_OUTPUT.value)[1]))
+        write_atomically(_OUTPUT.value, encode_grid(grid, extension))
     print(f"{mode}, {grid.shape[0]} rows of {grid.shape[1]}: {_OUTPUT.value}")
 
 

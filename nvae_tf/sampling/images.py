@@ -112,10 +112,13 @@ def check_channels(extension: str, channels: int) -> None:
         raise ValueError(f"An animation has 1 or 3 channels, the images have {channels}.")
 
 
-def check_sheet(rows: int, columns: int, shape: tuple[int, int, int]) -> None:
-    """Raises a ValueError if a sheet of so many images of a shape (h, w, C) would be too large."""
+def check_grid(rows: int, columns: int, shape: tuple[int, int, int], extension: str) -> None:
+    """Raises a ValueError if a grid of so many images (h, w, C) is too large for `encode_grid`."""
     height, width, channels = shape
-    _check_size(sheet_side(rows, height), sheet_side(columns, width), channels)
+    if extension == ".png":
+        _check_size(sheet_side(rows, height), sheet_side(columns, width), channels)
+    else:  # a frame is a sheet of one column's images
+        _check_height(extension, sheet_side(math.ceil(rows / _square(rows)), height))
 
 
 def _check_size(height: int, width: int, channels: int) -> None:
@@ -125,7 +128,7 @@ def _check_size(height: int, width: int, channels: int) -> None:
         )
 
 
-def check_height(extension: str, height: int) -> None:
+def _check_height(extension: str, height: int) -> None:
     """Raises a ValueError if frames of an animation in this format cannot be so high."""
     limit = ANIMATIONS.get(extension, height)
     if height > limit:
@@ -155,7 +158,7 @@ def encode_animation(frames: np.ndarray, extension: str) -> bytes:
             f"An animation must be one of {', '.join(ANIMATIONS)}; received {extension!r}."
         )
     check_channels(extension, frames.shape[-1])
-    check_height(extension, frames.shape[1])
+    _check_height(extension, frames.shape[1])
     images = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in frames]
     content = io.BytesIO()
     images[0].save(
@@ -232,7 +235,7 @@ def image_writer(
         check_channels(".png", shape[-1])
         if output_format == ".png":
             in_a_row = columns or _square(count)
-            check_sheet(math.ceil(count / in_a_row), in_a_row, shape)
+            check_grid(math.ceil(count / in_a_row), in_a_row, shape, ".png")
             writer = _sheet_writer(path, columns)
         else:
             writer = _directory_writer(path, count)
