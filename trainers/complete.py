@@ -172,14 +172,12 @@ def main(argv: list[str]) -> None:
         completer = Completer(model, _STEPS.value, _LEARNING_RATE.value, _BATCH_SIZE.value)
         batches = math.ceil(len(images) / _BATCH_SIZE.value)
         with tqdm(total=batches * _STEPS.value, unit="step", disable=None) as bar:
-            drawn, log_probs = zip(
-                *(
-                    (to_uint8(result.images), result.hole_log_prob)
-                    for result in completer.batches(
-                        seen, holes, _COMPLETIONS.value, _SEED.value, bar.update
-                    )
-                )
-            )
+            drawn, log_probs = [], []
+            for batch in completer.batches(
+                seen, holes, _COMPLETIONS.value, _SEED.value, bar.update
+            ):
+                drawn.append(to_uint8(batch.images))
+                log_probs.append(batch.hole_log_prob)
         # What was seen stays as it is stored, not as the model saw it.
         completed = np.where(holes[:, None, :, :, None], np.concatenate(drawn), images[:, None])
         if pictures:

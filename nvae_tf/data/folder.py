@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -42,13 +42,16 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
     """
     root = data_directory(data)
     names = (data.train_split, data.test_split)
-    if split == data.train_split:
-        _check_apart(root, data)
     present = [name for name in dict.fromkeys((split, *names)) if os.path.isdir(f"{root}/{name}")]
     if split in present:
-        paths = _pictures_below(os.path.join(root, split))
+        directory = os.path.join(root, split)
+        places = list(_walk(directory))
+        # The same name is for whoever trains to refuse: others may want that.
+        if split == data.train_split != data.test_split and data.test_split in present:
+            _check_apart(places, root, data)
+        paths = _pictures(directory, places)
     elif not present and split in names:
-        paths = _share(_pictures_below(root), root, data, split)
+        paths = _share(_pictures(root, _walk(root)), root, data, split)
     else:
         raise ValueError(
             f"{root!r} has no directory {split!r} for that split, but "
@@ -73,12 +76,10 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
     return decoded_source(files, read, os.fsdecode, len(paths), files_identity(paths), data, model)
 
 
-def _check_apart(root: str, data: DataConfig) -> None:
-    """Raises a ValueError if the training and the test split are directories that share one."""
-    splits = [os.path.join(root, split) for split in (data.train_split, data.test_split)]
-    if data.train_split == data.test_split or not all(map(os.path.isdir, splits)):
-        return  # who trains is told, and who only looks at images may want that
-    train, test = ({os.path.realpath(place) for place, _ in _walk(split)} for split in splits)
+def _check_apart(training: Sequence[tuple[str, list[str]]], root: str, data: DataConfig) -> None:
+    """Raises a ValueError if the test split shares a directory with those of the training split."""
+    held_out = _walk(os.path.join(root, data.test_split))
+    train, test = ({os.path.realpath(place) for place, _ in walk} for walk in (training, held_out))
     if shared := sorted(train & test):
         raise ValueError(
             f"The pictures in {shared[0]!r} belong to both splits, {data.train_split!r} "
@@ -107,10 +108,11 @@ def _walk(directory: str) -> Iterator[tuple[str, list[str]]]:
         yield place, files
 
 
-def _pictures_below(directory: str) -> list[str]:
+def _pictures(directory: str, places: Iterable[tuple[str, list[str]]]) -> list[str]:
+    """Returns the paths of all pictures below a directory, of which `_walk` yields these places."""
     found: list[str] = []
     others: list[str] = []
-    for place, files in _walk(directory):
+    for place, files in places:
         for name in sorted(files):
             if not name.startswith("."):
                 is_picture = name.lower().endswith(EXTENSIONS)

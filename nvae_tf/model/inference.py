@@ -65,9 +65,7 @@ class InferenceModel:
         used = {variable.path for layer in inside for variable in layer.variables}
         self._others = [v.path for v in model.variables if v.path not in used]
         self._packing: Packing | None = None  # of prepared weights
-        self._fixed: PreparedWeights | None = None
-        if values is not None:
-            self._fixed = self.weights(values)
+        self._fixed = None if values is None else self._prepare(values)
 
     @classmethod
     def of(cls, model: NVAE | InferenceModel) -> InferenceModel:
@@ -84,16 +82,16 @@ class InferenceModel:
         Raises:
           RuntimeError: The model is a structure, whose variables have no values.
         """
-        if values is None and self._fixed is not None:
+        if values is not None:
+            return self._prepare(values)
+        if self._fixed is not None:
             return self._fixed
-        if values is None and not self.model.has_own_values:
+        if not self.model.has_own_values:
             raise RuntimeError(
                 "This model is a structure: `weights` needs the values of its variables."
             )
-        if values is None:
-            with tf.init_scope():  # they must not belong to a graph that is being traced
-                return self._prepare(read_values(self.model.variables))
-        return self._prepare(values)
+        with tf.init_scope():  # they must not belong to a graph that is being traced
+            return self._prepare(read_values(self.model.variables))
 
     def _prepare(self, values: Values) -> PreparedWeights:
         kernels = self._bank.split(self._bank.compute(stack_values(values)))

@@ -236,7 +236,7 @@ def image_writer(
         if output_format == ".png":
             in_a_row = columns or _square(count)
             check_grid(math.ceil(count / in_a_row), in_a_row, shape, ".png")
-            writer = _sheet_writer(path, columns)
+            writer = _sheet_writer(path, in_a_row)
         else:
             writer = _directory_writer(path, count)
     with writer as write:
@@ -273,7 +273,7 @@ def check_image_output(path: str, count: int) -> str:
 
 
 @contextlib.contextmanager
-def _sheet_writer(path: str, columns: int | None) -> Iterator[Callable[[np.ndarray], None]]:
+def _sheet_writer(path: str, columns: int) -> Iterator[Callable[[np.ndarray], None]]:
     batches: list[np.ndarray] = []
     yield batches.append
     write_atomically(path, encode_png(sheet(np.concatenate(batches), columns)))

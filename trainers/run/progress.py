@@ -138,8 +138,7 @@ class Progress:
         """
         stop.check()
         weights = self._weights()
-        images = self._test_images[self._validated]
-        found = self._bounds(images, self._evaluator, weights, lambda _: stop.check())
+        found = self._validation_bounds(weights, lambda _: stop.check())
         self._log(step, found, weights)
         result = found.summary(self._trainer.config.model)
         self._summaries.flush()
@@ -190,6 +189,12 @@ class Progress:
                 f"The -ELBO of held-out images was not finite after step {step}"
             ) from error
 
+    def _validation_bounds(
+        self, weights: PreparedWeights, after_batch: Callable[[int], None] | None = None
+    ) -> ImageLikelihoods:
+        images = self._test_images[self._validated]
+        return self._bounds(images, self._evaluator, weights, after_batch)
+
     def _log(self, step: int, found: ImageLikelihoods, weights: PreparedWeights) -> None:
         self._summaries.log_validation(step, found.summary(self._trainer.config.model))
         self._summaries.log_images(step, weights)
@@ -222,15 +227,14 @@ class Progress:
             weights = exact.weights(self._trainer.state.evaluation_values())
             evaluator = LikelihoodEvaluator(exact)
         found = self._bounds(self._test_images, evaluator, weights)
-        validation: ImageLikelihoods | None = found
-        if len(self._validated) < len(self._test_images) or weights is not own:
-            images = self._test_images[self._validated]
-            try:
-                validation = self._bounds(images, self._evaluator, own)
-            except DivergedError:  # in float16 alone, so this is not the best one
-                validation = None
         self._log(self._trainer.state.steps_done, found, own)
-        return found, float(validation.negative_elbo.mean()) if validation else math.inf
+        validation = found
+        if len(self._validated) < len(self._test_images) or weights is not own:
+            try:
+                validation = self._validation_bounds(own)
+            except DivergedError:  # in float16 alone, so this is not the best one
+                return found, math.inf
+        return found, float(validation.negative_elbo.mean())
 
     def finish(self, found: ImageLikelihoods) -> None:
         """Prints and writes what `measure` has found."""

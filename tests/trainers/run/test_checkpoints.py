@@ -139,7 +139,7 @@ def test_what_a_killed_save_leaves_is_removed(tmp_path):
 def poison(monkeypatch, steps, limit=1):
     """Makes the loss after these steps NaN, unless the learning rate was lowered twice.
 
-    So many steps in a row that are not finite are then a divergence.
+    `limit` steps in a row that are not finite are a divergence then.
     """
     terms, held = step_module.objective_terms, {}
     start = Trainer.__init__
@@ -184,14 +184,15 @@ def test_checkpoints_wait_for_finite_steps_and_the_last_one_must_be(tmp_path, mo
     monkeypatch.setattr(Progress, "after_step", note)
     workdir = Workdir(tmp_path / "run")
     config = small_experiment_config(steps=4, checkpoint_every=2, keep_checkpoints=9)
-    train(config.override({"optimizer.warmup_epochs": 0.0}), workdir)
+    config = config.override({"optimizer.warmup_epochs": 0.0})
+    train(config, workdir)
     # Step 2 was not finite, nor step 4 before the learning rate was lowered twice.
     assert saved_steps(workdir) == [0, 3, 4]
     assert starts == [0, 3, 3]
     printed = capsys.readouterr().out
     assert "not finite up to step 4. No search. Back to step 3, with 0.5 times" in printed
     assert [step for step, _ in rates] == [1, 2, 3, 4]
-    expected = Schedule(config.override({"optimizer.warmup_epochs": 0.0}), 9000).at(3)
+    expected = Schedule(config, 9000).at(3)
     assert rates[-1][1] == pytest.approx(0.25 * float(expected.learning_rate), rel=1e-6)
 
 
