@@ -23,6 +23,7 @@ from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from trainers.run.experiment import train
 from trainers.run.launch import check_launch, launch
+from trainers.run.signals import STOPPED
 from trainers.run.step_profile import StepRange
 from trainers.run.trainer import DivergedError
 
@@ -90,9 +91,11 @@ def main(argv: list[str]) -> None:
         use_devices(training=True)
         log_warnings_only()
         try:
-            train(config, workdir, steps, init_from)
+            complete = train(config, workdir, steps, init_from)
         except DivergedError as error:
             sys.exit(f"Error: {error}")
+        if not complete:
+            sys.exit(STOPPED)
 
 
 def run() -> None:

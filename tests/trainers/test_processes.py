@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import nvae_tf
 from nvae_tf.runs.workdir import Workdir
 from trainers.run.launch import free_ports
+from trainers.run.signals import STOPPED
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +46,9 @@ def start(workdir, *overrides, code=None, **environment):
     )
 
 
-def finish(process, timeout=400):
-    output, _ = process.communicate(timeout=timeout)
-    assert process.returncode == 0, output
+def finish(process, returncode=0):
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == returncode, output
     return output
 
 
@@ -136,7 +137,7 @@ def test_processes_that_the_program_starts_walk_the_path_of_one(uninterrupted, t
             output += line
             if "Step traced" in line:
                 process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == STOPPED
     assert "2 replica(s)" in output and output.count("parameters in") == 1
     assert re.search(r"Stopped after step \d+", output)
     finish(start(tmp_path / "run", "--processes=2", "train.checkpoint_every=100"))
@@ -163,7 +164,7 @@ def test_sigterm_ends_after_the_step(uninterrupted, tmp_path):
     while "Step traced in" not in (line := process.stdout.readline()):
         assert line, "it ended without a step"
     process.send_signal(signal.SIGTERM)
-    output = finish(process)
+    output = finish(process, STOPPED)
     step = int(re.search(r"Stopped after step (\d+)", output)[1])
     assert Workdir(tmp_path / "run").latest_checkpoint().endswith(f"-{step}")
     finish(start(tmp_path / "run", "train.checkpoint_every=100"))

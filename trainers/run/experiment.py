@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ def train(
     workdir: Workdir,
     profile_steps: StepRange | None = None,
     init_from: TrainedModel | None = None,
-) -> None:
+) -> bool:
     """Trains until the run's last step, or goes on from where it stopped.
 
     SIGTERM, SIGUSR1, SIGHUP or Ctrl-C ends it after the current step or the next, with a
@@ -50,6 +51,9 @@ def train(
       workdir: The run's directory.
       profile_steps: The steps to trace with TensorFlow's profiler.
       init_from: A trained model whose weights the run starts with, unless it has started already.
+
+    Returns:
+      Whether the run is complete; False if a signal has stopped it.
 
     Raises:
       OSError: The workdir cannot be one.
@@ -105,7 +109,7 @@ def train(
                 started = run.start(initial, described)
                 del initial  # it may be in a device's memory
                 if not started:
-                    return
+                    return True
                 while True:
                     try:
                         stopped = run.train_on(stop)
@@ -115,8 +119,9 @@ def train(
             # From here on a signal ends the process at once: everything is saved.
             if stopped or stop.name:
                 run.say(f"Stopped after step {run.step}. The same command goes on from there.")
-            else:
-                run.finish()
+                return False
+            run.finish()
+            return True
         finally:
             run.close()
 
@@ -336,9 +341,10 @@ class _Run:
                 self._progress.fail()
             raise DivergedError(
                 f"{error}. {finding}. {rollbacks - 1} rollback(s) did not help. The last "
-                "checkpoint is intact; try a lower optimizer.learning_rate, a larger "
-                "train.weight_decay_norm, optimizer.clip_norm, train.skip_gradient_norm, or "
-                "train.precision=float32."
+                "checkpoint is intact. In another workdir, a run can start from its weights "
+                f"(--init_from={shlex.quote(self._workdir.path)}), with a lower "
+                "optimizer.learning_rate, a larger train.weight_decay_norm, optimizer.clip_norm, "
+                "train.skip_gradient_norm, or train.precision=float32."
             ) from error
         trainer.state.guard.note_rollback(rollbacks)
         factor = float(trainer.state.guard.learning_rate_factor.numpy())

@@ -21,7 +21,7 @@ from typing import IO
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
-from trainers.run.signals import handled
+from trainers.run.signals import STOPPED, handled
 from trainers.run.strategies import check_devices
 
 _PATIENCE = 30.0  # seconds that the others have to end after one has failed
@@ -62,7 +62,8 @@ def launch(number: int, command: Sequence[str]) -> int:
       command: Program and arguments.
 
     Returns:
-      0, or the exit code of the worker that failed first.
+      The exit code of the worker that failed first. If none failed, `STOPPED` if a worker was
+      stopped, or else 0.
     """
     addresses = [f"127.0.0.1:{port}" for port in free_ports(number)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # empty: none
@@ -92,7 +93,7 @@ def launch(number: int, command: Sequence[str]) -> int:
             check()
         failed = _wait(workers)
         if failed is None:
-            return 0
+            return STOPPED if any(worker.returncode for worker in workers) else 0
         if failed:  # the first worker's errors are visible already
             _show(errors[failed])
         code = workers[failed].returncode
@@ -148,13 +149,17 @@ def _forwarding(workers: Sequence[subprocess.Popen], count: int) -> Iterator[Cal
 
 
 def _wait(workers: Sequence[subprocess.Popen]) -> int | None:
-    """Waits for all workers; returns the number of the one that failed first, or None."""
+    """Waits for all workers; returns the number of the one that failed first, or None.
+
+    A worker that was stopped has not failed: the others have all the time that they need.
+    """
     first: int | None = None
     deadline = float("inf")
     while True:
         codes = [worker.poll() for worker in workers]
-        if first is None and any(codes):
-            first = next(index for index, code in enumerate(codes) if code)
+        failures = [index for index, code in enumerate(codes) if code and code != STOPPED]
+        if first is None and failures:
+            first = failures[0]
             deadline = time.monotonic() + _PATIENCE
         if None not in codes:
             return first

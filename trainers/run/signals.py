@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import types
 from typing import Any
 
+# The exit status of a run that a signal has stopped and that the same command continues. It is not
+# 0, so no later command of a script takes the run for a finished one.
+STOPPED = os.EX_TEMPFAIL
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 

@@ -43,13 +43,26 @@ _RUN = "Run"  # directory beside Format-Serving, in the Model artifact
 
 
 class FnArgs(Protocol):
-    """The attributes of `tfx.components.FnArgs` that this module uses."""
+    """The attributes of `tfx.components.FnArgs` that this module uses.
 
-    train_files: Sequence[str]  # patterns of paths
-    eval_files: Sequence[str]  # patterns of paths
+    Attributes:
+      train_files: Patterns of the paths of the training examples.
+      eval_files: Patterns of the paths of the evaluation examples.
+      data_accessor: Opens them.
+      train_steps: Length of the run; None: the configuration's.
+      eval_steps: Batches of `train.global_batch_size` to evaluate; None: all images.
+      model_run_dir: Where the run's workdir is made.
+      serving_model_dir: Where the SavedModel is written.
+      base_model: Model whose weights the run starts with, or None.
+      hyperparameters: What a tuner found: under `values`, values by dotted field name; or None.
+      custom_config: What to train: `preset`, and in `overrides` values by dotted field name.
+    """
+
+    train_files: Sequence[str]
+    eval_files: Sequence[str]
     data_accessor: DataAccessor
-    train_steps: int | None  # None: the configuration's number of steps
-    eval_steps: int | None  # batches of train.global_batch_size; None: all images
+    train_steps: int | None
+    eval_steps: int | None
     model_run_dir: str
     serving_model_dir: str
     base_model: str | None
@@ -86,9 +99,8 @@ def run_fn(fn_args: FnArgs) -> None:
     base = _base_run(fn_args.base_model, config) if fn_args.base_model else None
     use_devices(training=True)
     _copy_examples(fn_args, config)
-    train(config, workdir, init_from=base)
-    step = checkpoint_step(workdir.latest_checkpoint())
-    if workdir.evaluated_step() != step:
+    if not train(config, workdir, init_from=base):
+        step = checkpoint_step(workdir.latest_checkpoint())
         raise RuntimeError(f"The training was stopped after step {step}; nothing is exported.")
     _export(workdir, serving_dir)
 

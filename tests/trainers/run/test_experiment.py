@@ -124,7 +124,7 @@ def test_a_signal_ends_the_last_evaluation_and_the_same_command_makes_it(
         finally:
             signal.signal(signal.SIGTERM, outer)
     assert workdir.evaluated_step() is None
-    train(tiny_experiment_config(), workdir)
+    assert train(tiny_experiment_config(), workdir)
     assert workdir.evaluated_step() == 4
     printed = capsys.readouterr().out
     assert "Finished: -ELBO" in printed
@@ -144,7 +144,7 @@ def test_a_signal_cuts_a_validation_short(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("trainers.run.progress.evaluation_batches", batches)
     workdir = Workdir(tmp_path / "run")
-    train(tiny_experiment_config(steps=8), workdir)
+    assert not train(tiny_experiment_config(steps=8), workdir)
     assert "Stopped after step 4" in capsys.readouterr().out
     assert workdir.latest_checkpoint().endswith("-4")
     assert len(counted) == 2

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import handled_as, tiny_experiment_config
 from trainers.run import launch as module
 from trainers.run.launch import check_launch, launch
+from trainers.run.signals import STOPPED
 
 
 def worker(directory, code):
@@ -75,6 +76,19 @@ def test_when_one_fails_the_others_are_stopped(tmp_path, monkeypatch, capfd):
     code = "sys.exit('Error: no disk') if index == 1 else None"
     assert launch(3, worker(tmp_path, code)) == 1
     assert capfd.readouterr().err == "Error: no disk\n"
+
+
+def test_workers_that_were_stopped_have_not_failed(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(module, "_PATIENCE", 0.5)
+    # The first saves its state for longer than a failure would leave it time.
+    code = f"""
+print("TensorFlow's own", file=sys.stderr) if index else time.sleep(2)
+open({str(tmp_path)!r} + f"/done{{index}}", "w").close()
+sys.exit({STOPPED})
+"""
+    assert launch(2, worker(tmp_path, code)) == STOPPED == 75
+    assert (tmp_path / "done0").exists()
+    assert capfd.readouterr().err == ""
 
 
 def test_an_error_of_all_is_shown_once(tmp_path, capfd):

@@ -260,6 +260,7 @@ def test_a_training_that_was_stopped_exports_nothing(model, examples, tmp_path, 
     def stopped(config, workdir, init_from):
         workdir.write_config(config)
         save_weights(model, workdir)
+        return False
 
     monkeypatch.setattr(training, "train", stopped)
     fn_args = FnArgs(examples, tmp_path)
