@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
             pathlib.Path(output, split).mkdir()
         for artist, package in packages.items():
             for codes, content in pictures(package, artist):
-                split = split_of(emoji_of(codes))
+                split = split_of(emoji_of(spelling(codes)))
                 path = f"{split}/{'-'.join(codes)}_{artist}.png"
                 picture(content).save(pathlib.Path(output, path))
                 labels.append((path, category_of(codes, known)))
