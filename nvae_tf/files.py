@@ -1,4 +1,7 @@
-"""Files that appear complete or not at all, locks, and small files that are checked when read."""
+"""Files that appear complete or not at all, locks, and small files that are checked when read.
+
+That holds for processes that are killed. After a loss of power the file system decides.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+_NAMES = "names of all arrays"  # so that none can be lost, which zip's checksums do not show
 _SMALL = 1 << 24  # bytes of a text; those of this package have some thousands
 
 
@@ -37,16 +41,22 @@ def new_file(path: str | os.PathLike) -> Iterator[str]:
     """
     path = os.path.realpath(path)
     check_regular(path)
-    directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}")
+    temporary = os.path.join(os.path.dirname(path), _temporary_name())
     with open(temporary, "xb"):  # not what somebody else has put there
         pass
     try:
+        if os.path.exists(path):
+            shutil.copymode(path, temporary)
         yield temporary
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _temporary_name() -> str:
+    """Returns a name that is hidden and short: the target's own may be as long as names can be."""
+    return f".{secrets.token_hex(8)}"
 
 
 def check_regular(path: str | os.PathLike) -> None:
@@ -108,17 +118,25 @@ def new_directory(path: str | os.PathLike) -> Iterator[str]:
 
     Raises:
       ValueError: if `path` exists and is not an empty directory, or is a mount point.
+      OSError: if the directory cannot get its name in the end, because something else has it by
+        then; the message says where it stays.
     """
     check_new_directory(path)
     path = os.path.realpath(path)
-    parent, name = os.path.split(path)
-    temporary = os.path.join(parent, f".{name}.{secrets.token_hex(8)}")
+    temporary = os.path.join(os.path.dirname(path), _temporary_name())
     os.makedirs(temporary)
     try:
         yield temporary
-        os.rename(temporary, path)
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    try:
+        os.rename(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"{path!r} has become something else meanwhile ({error.strerror}); the new directory "
+            f"is {temporary!r}."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -185,10 +203,21 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray] | None:
     with open(path, "rb") as file:
         content = io.BytesIO(file.read())
     try:
-        with np.load(content) as arrays:  # zipfile verifies the checksums
-            return dict(arrays)
+        with np.load(content) as archive:  # zipfile verifies the checksums
+            arrays = dict(archive)
+        if sorted(arrays.pop(_NAMES).tolist()) != sorted(arrays):
+            raise ValueError("it lacks arrays")
+        return arrays
     # NumPy and zipfile raise these for damage.
-    except (EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+    except (
+        AttributeError,  # it is a single array
+        EOFError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
         logging.warning("%s is damaged, so it is computed again: %s", path, error)
         return None
 
@@ -200,7 +229,8 @@ def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
       OSError: The directory does not exist or cannot be written.
     """
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    named: dict[str, Any] = {**arrays, _NAMES: np.array(list(arrays))}
+    np.savez(content, **named)
     write_atomically(path, content.getvalue())
 
 

@@ -15,8 +15,10 @@ from nvae_tf.files import (
     locked,
     make_cache,
     new_directory,
+    read_arrays,
     read_json,
     to_json,
+    write_arrays,
     write_atomically,
 )
 from nvae_tf.sampling.images import encode_png, image_writer, sheet, to_uint8
@@ -57,6 +59,39 @@ def test_directories_appear_whole_or_not_at_all(tmp_path):
         assert (tmp_path / link).is_symlink() and os.listdir(tmp_path / target) == ["a.json"]
     with pytest.raises(ValueError, match="is a mount point"), new_directory("/proc"):
         pass
+
+
+def test_a_result_stays_if_its_place_is_taken_meanwhile(tmp_path):
+    path = tmp_path / "new"
+    with (
+        pytest.raises(OSError, match="has become something else meanwhile.*the new dir") as error,
+        new_directory(path) as directory,
+    ):
+        write_atomically(f"{directory}/a.json", "one")
+        path.mkdir()
+        (path / "b.json").touch()
+    assert directory in str(error.value) and os.listdir(directory) == ["a.json"]
+
+
+def test_a_file_that_is_replaced_keeps_its_mode_and_may_have_a_long_name(tmp_path):
+    path = tmp_path / ("a" * 255)
+    write_atomically(path, "one")
+    path.chmod(0o600)
+    write_atomically(path, "two")
+    assert path.read_text() == "two" and path.stat().st_mode & 0o777 == 0o600
+
+
+def test_arrays_come_back_whole_or_not_at_all(tmp_path, caplog):
+    path = tmp_path / "a.npz"
+    arrays = {"one": np.arange(3), "two/three": np.zeros([2, 2])}
+    write_arrays(path, arrays)
+    np.testing.assert_equal(read_arrays(path), arrays)
+    np.savez(path, one=arrays["one"])  # as if the directory of the archive had lost the others
+    assert read_arrays(path) is None and "damaged" in caplog.text
+    with open(path, "wb") as file:
+        np.save(file, arrays["one"])
+    assert read_arrays(path) is None
+    assert read_arrays(tmp_path / "none.npz") is None
 
 
 def test_json_has_no_numbers_that_are_not_finite():
