@@ -36,7 +36,7 @@ class InferenceModel:
     (docs/architecture.md). So what calls a model many times with the same weights calls it by way
     of this class: it prepares them (`weights`), and passes them to functions that are traced once
     (`function`). The class answers like `NVAE`, without training; an answer outside of such a
-    function, and of a `scope`, prepares the weights for itself.
+    function, and of a `scope` of the same thread, prepares the weights for itself.
 
     Args:
       model: The model, or its structure.
@@ -119,7 +119,7 @@ class InferenceModel:
           weights: What `weights` returned; None: what it returns now, or, inside of an answer of
             this object, the weights of that.
         """
-        outer = current_call()
+        outer = current_call(self.model)
         if weights is None and outer and outer.owner is self:
             yield  # one answer is part of another
             return
@@ -171,6 +171,13 @@ class InferenceModel:
         """Does what `NVAE.infer_group` does."""
         with self.scope():
             return self.model.infer_group(group, bottom_up, top_down, noise)
+
+    def posterior(
+        self, group: int, bottom_up: tf.Tensor, top_down: tf.Tensor | None
+    ) -> ResidualNormal:
+        """Does what `NVAE.posterior` does."""
+        with self.scope():
+            return self.model.posterior(group, bottom_up, top_down)
 
     def prior(
         self,

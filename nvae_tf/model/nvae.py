@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
@@ -18,7 +19,7 @@ from nvae_tf.model.distributions import ImageDistribution, ResidualNormal, image
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.convolution import WeightNormConvolution
 from nvae_tf.model.layers.flow import AutoregressiveFlow
-from nvae_tf.model.pretrained import Pretrained, save
+from nvae_tf.model.pretrained import Pretrained, builtin_names, save
 from nvae_tf.model.stacks import Values, read_values
 from nvae_tf.model.towers import Towers
 from nvae_tf.noise import normal_rows
@@ -162,9 +163,11 @@ class NVAE(Towers):
         pictures = model.likelihood(model.generate(16, temperature=0.8)).mean()
         ```
         """
-        if not load_weights and preset in presets.names():
-            return cls(presets.get(os.fspath(preset)).model, **kwargs)
-        found = Pretrained.find(preset)
+        name = os.fspath(preset)
+        alone = name not in builtin_names() and not os.path.isdir(name)
+        if not load_weights and name in presets.names() and alone:
+            return cls(presets.get(name).model, **kwargs)
+        found = Pretrained.find(name)
         model = cls(found.config.model, **kwargs)
         if load_weights:
             found.load_weights(model)
@@ -334,12 +337,18 @@ class NVAE(Towers):
           Parameters of the likelihood (B, H, W, P), float32.
 
         Raises:
-          ValueError: Noise or temperatures have the wrong shape or number.
+          ValueError: Noise or temperatures have the wrong shape or number, a temperature is
+            negative or not finite, or there is no sample to draw.
         """
+        if isinstance(num_samples, int | np.integer) and num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, received {num_samples}.")
         temperature = tf.convert_to_tensor(temperature, tf.float32)
+        known = tf.get_static_value(temperature)  # None in a graph
+        if known is not None and not np.all(np.isfinite(known) & (known >= 0)):
+            raise ValueError(f"Temperatures must be finite and not negative, received {known}.")
         num_groups = self.config.num_groups
         shape = tuple(temperature.shape)
-        by_sample = len(shape) == 2 and isinstance(num_samples, int)
+        by_sample = len(shape) == 2 and isinstance(num_samples, int | np.integer)
         if (
             len(shape) > 2
             or (shape and shape[-1] not in (1, num_groups))
@@ -411,7 +420,7 @@ class NVAE(Towers):
                 f"received {received} after the batch."
             )
         rows = {tensor.shape[0] for tensor in noise} - {None}
-        if isinstance(num_samples, int) and rows - {num_samples}:
+        if isinstance(num_samples, int | np.integer) and rows - {num_samples}:
             raise ValueError(
                 f"noise must have a row for each of the {num_samples} images, received "
                 f"{', '.join(map(str, sorted(rows)))}."
@@ -426,7 +435,7 @@ class NVAE(Towers):
           seed: Two integers for the posterior's noise.
         """
         values = self.data_dependent_values(images, seed)
-        for variable in self.trainable_variables:
+        for variable in self.variables:
             if variable.path in values:
                 variable.assign(values[variable.path])
 
@@ -453,6 +462,29 @@ class NVAE(Towers):
         with functional_call(self, values, initialize=True):
             self.infer(images, self.draw_noise(len(images), seed), training=True)
             return read_values(chosen)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> tf.Tensor:
+        """Refuses: `fit`, `evaluate` and `train_on_batch` would leave out the KL.
+
+        Raises:
+          NotImplementedError: Always. `nvae-train` and `trainers.run.trainer.Trainer` train.
+        """
+        del args, kwargs
+        raise NotImplementedError(
+            "The -ELBO of an NVAE is not a loss of outputs and targets, which is what fit, "
+            "evaluate and train_on_batch minimise: they would leave out the KL. Train with "
+            "nvae-train (or trainers.run.experiment.train), and measure with nvae-evaluate."
+        )
+
+    def export(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Does what `keras.Model.export` does, by default for batches of any size.
+
+        The SavedModel's answer is that of `call`. `nvae-export` writes one that samples, encodes
+        and measures (docs/serving.md).
+        """
+        images = tf.TensorSpec((None, *self.config.image_shape), tf.float32, name="images")
+        kwargs.setdefault("input_signature", [images])
+        super().export(filepath, *args, **kwargs)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}

@@ -86,6 +86,10 @@ class Pretrained:
             directory = name
             if not os.path.isdir(directory):
                 raise ValueError(_advice(name))
+            if not is_saved_model(directory) and os.path.isdir(os.path.join(name, "checkpoints")):
+                raise ValueError(
+                    f"{name!r} is the workdir of a run: --workdir, or nvae_tf.load_model, takes it."
+                )
         try:
             config = ExperimentConfig.from_json(read_text(os.path.join(directory, _CONFIG)))
             facts = read_json(os.path.join(directory, _METADATA))

@@ -22,6 +22,7 @@ from nvae_tf.model.layers.folding import Fold
 from nvae_tf.model.layers.normalization import BatchNormalization
 
 Shape: TypeAlias = tuple[None, int, int, int]
+COMPUTE_TYPES = ("float32", "float16", "bfloat16")
 _Layer = TypeVar("_Layer", bound=keras.layers.Layer)
 
 
@@ -46,10 +47,23 @@ class Towers(keras.Model):
       config: The argument of that name.
       groups: The latent groups with their layers, top-down: group 0 has the lowest resolution.
       has_own_values: Whether the variables have values, and are not structure alone.
+
+    Raises:
+      TypeError: `config` is no `ModelConfig`.
+      ValueError: The activations would have another type than float32, float16 or bfloat16.
     """
 
     def __init__(self, config: ModelConfig, name: str, **kwargs: Any):
+        if not isinstance(config, ModelConfig):
+            raise TypeError(
+                f"A model is built from a ModelConfig, received {type(config).__name__}. An "
+                "ExperimentConfig has one, as its `model`."
+            )
         super().__init__(name=name, **kwargs)
+        if self.compute_dtype not in COMPUTE_TYPES:
+            raise ValueError(
+                f"Activations are {', '.join(COMPUTE_TYPES)}; received {self.compute_dtype}."
+            )
         self.config = config
         # Layers inside of a `LatentGroup` are invisible to Keras, so all of them stand here, too.
         self.parts: list[keras.layers.Layer] = []
@@ -170,13 +184,14 @@ class Towers(keras.Model):
             latent_shape = (None, *config.latent_shapes[0])
             self.decoder_stem = self._convolution("decoder_stem", shape[-1], latent_shape)
         else:
-            self.constant = self.add_weight(
-                name="constant",
-                shape=shape[1:],
-                initializer=keras.initializers.RandomUniform(0.0, 1.0),
-                dtype="float32",
-                autocast=False,
-            )
+            with keras.name_scope("nvae"):  # its path, like all others, without the model's name
+                self.constant = keras.Variable(
+                    keras.initializers.RandomUniform(0.0, 1.0),
+                    shape=shape[1:],
+                    dtype="float32",
+                    autocast=False,
+                    name="constant",
+                )
             shape = self._build_decoder(fields)
         names = [
             (f"postprocess_{block}_{i}", "up" if i == 0 else "normal")
@@ -285,12 +300,25 @@ class Towers(keras.Model):
         return tf.cast(self.image_head(tf.nn.elu(x)), tf.float32)
 
     def _require_values(self) -> None:
-        call = current_call()
+        call = current_call(self)
         if not self.has_own_values and not (call and call.has_values):
             raise RuntimeError(
                 "This model is structure alone: its values are elsewhere, in the state of a "
                 "training run. Call it inside of functional_call, or by way of an InferenceModel."
             )
+
+    def save_own_variables(self, store: Any) -> None:
+        """Does what Keras does; it is part of `save` and `save_weights`.
+
+        Raises:
+          RuntimeError: The model is a `structure`, which has no values to save.
+        """
+        if not self.has_own_values:
+            raise RuntimeError(
+                "This model is structure alone: its values are elsewhere, so it cannot save them. "
+                "`TrainedModel.of_run(workdir).load()` gives a model with the values of a run."
+            )
+        super().save_own_variables(store)
 
     def convolutions(self) -> list[Convolution]:
         """Returns all convolutions, in the order of construction."""
@@ -300,6 +328,19 @@ class Towers(keras.Model):
         """Returns all batch normalisations, in the order of construction."""
         return [layer for layer in self._flatten_layers() if isinstance(layer, BatchNormalization)]
 
+    def moving_averages(self) -> list[keras.Variable]:
+        """Returns mean and variance of each batch normalisation, in the order of construction."""
+        return [
+            variable
+            for layer in self.batch_normalizations()
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]
+
+    def learned_variables(self) -> list[keras.Variable]:
+        """Returns all variables but the moving averages, whether `trainable` is set or not."""
+        averages = {variable.path for variable in self.moving_averages()}
+        return [variable for variable in self.variables if variable.path not in averages]
+
     def folds(self) -> list[Fold]:
         """Returns the normalisations that a convolution can take over without training."""
         cells = (layer for layer in self._flatten_layers() if isinstance(layer, ResidualCell))
@@ -307,8 +348,8 @@ class Towers(keras.Model):
 
     @property
     def num_trainable_parameters(self) -> int:
-        """The number of trainable values."""
-        return sum(int(np.prod(variable.shape)) for variable in self.trainable_variables)
+        """The number of values that are learned, whether `trainable` is set now or not."""
+        return sum(int(np.prod(variable.shape)) for variable in self.learned_variables())
 
 
 def _shape_after(kind: str, shape: Shape) -> Shape:

@@ -188,7 +188,7 @@ def stored_statistics(
     """
     temperatures = group_temperatures(model.config, temperature)
     facts = (model.config, temperatures.tolist(), passes, samples_per_pass, seed)
-    path = result_path(directory, model.trainable_variables, *facts)
+    path = result_path(directory, model.learned_variables(), *facts)
     known = read_arrays(path)
     if known is not None:
         return known
@@ -209,7 +209,7 @@ def apply_statistics(model: NVAE, statistics: Mapping[str, np.ndarray]) -> None:
     Raises:
       ValueError: The model does not have a path or a shape; then nothing has changed.
     """
-    variables = {variable.path: variable for variable in model.non_trainable_variables}
+    variables = {variable.path: variable for variable in model.moving_averages()}
     for path, values in statistics.items():
         if path not in variables or tuple(variables[path].shape) != np.shape(values):
             raise ValueError(
@@ -223,7 +223,7 @@ def apply_statistics(model: NVAE, statistics: Mapping[str, np.ndarray]) -> None:
 @contextlib.contextmanager
 def readjusted(model: NVAE, statistics: Mapping[str, np.ndarray]) -> Iterator[None]:
     """Gives the model these moving averages inside of the scope, and its own again afterwards."""
-    own = {v.path: v.numpy() for v in model.non_trainable_variables if v.path in statistics}
+    own = {v.path: v.numpy() for v in model.moving_averages() if v.path in statistics}
     apply_statistics(model, statistics)
     try:
         yield

@@ -40,7 +40,9 @@ def test_it_answers_like_the_model(model):
         model.infer_group(0, features[0], None, noise[0]),
     )
     assert_same(inference.generate(3, 0.7, noise), model.generate(3, 0.7, noise))
-    assert current_call() is None
+    posteriors = [m.posterior(0, features[0], None) for m in (inference, model)]
+    assert_same(posteriors[0].stddev(), posteriors[1].stddev())
+    assert current_call(model) is None
 
 
 def test_a_traced_function_follows_the_weights_without_a_new_trace(model):
@@ -65,6 +67,26 @@ def test_a_traced_function_follows_the_weights_without_a_new_trace(model):
         assert_same(model.generate(2, 1.0, noise), expected)
         with inference.scope(before):
             assert_same(inference.generate(2, 1.0, noise), own)
+
+
+def test_another_model_does_not_see_the_scope(model):
+    keras.utils.set_random_seed(1)
+    other, noise = NVAE(model.config), model.draw_noise(2, (0, 1))
+    own, images = model.generate(2, 1.0, noise), random_images(model.config)
+    expected = other.generate(2, 1.0, noise)
+    structure = NVAE.structure(model.config)
+    for scope in (InferenceModel(model).scope(), functional_call(model, values_of(model))):
+        with scope:
+            assert_same(other.generate(2, 1.0, noise), expected)
+            assert_same(InferenceModel(other).generate(2, 1.0, noise), expected)
+            with InferenceModel(other).scope():
+                assert_same(model.generate(2, 1.0, noise), own)
+            with pytest.raises(RuntimeError, match="structure alone"):
+                structure.generate(2, 1.0, noise)
+    averages = [average.numpy() for average in other.moving_averages()]
+    with functional_call(model):
+        other.infer(images, training=True)
+    assert any(np.any(a != b.numpy()) for a, b in zip(averages, other.moving_averages()))
 
 
 def test_it_answers_with_the_weights_of_the_moment(model):

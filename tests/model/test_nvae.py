@@ -256,3 +256,62 @@ def test_every_variable_has_a_path_of_its_own():
     model = NVAE(tiny_model_config(num_nf=2))
     paths = [variable.path for variable in model.variables]
     assert len(set(paths)) == len(paths)
+    named = NVAE(tiny_model_config(num_nf=2), name="mine")
+    assert [variable.path for variable in named.variables] == paths
+
+
+def test_what_trains_does_not_depend_on_the_flag():
+    model = NVAE(tiny_model_config(arch_instance="res_elu"))
+    learned, parameters = model.learned_variables(), model.num_trainable_parameters
+    assert [v.path for v in learned] == [v.path for v in model.trainable_variables]
+    assert [v.path for v in model.moving_averages()] == [
+        v.path for v in model.non_trainable_variables
+    ]
+    model.trainable = False
+    assert [v.path for v in model.learned_variables()] == [v.path for v in learned]
+    assert model.num_trainable_parameters == parameters > 0
+    before = [variable.numpy() for variable in learned]
+    model.initialize_from_batch(random_images(model.config))
+    assert any(np.any(a != b.numpy()) for a, b in zip(before, learned))
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ({"config": presets.get("quickstart")}, TypeError, "received ExperimentConfig"),
+        ({"config": {}}, TypeError, "received dict"),
+        ({"dtype": "float64"}, ValueError, "float32, float16, bfloat16; received float64"),
+    ],
+)
+def test_what_is_no_model_is_refused(argument, error, message):
+    with pytest.raises(error, match=message):
+        NVAE(**({"config": tiny_model_config()} | argument))
+
+
+@pytest.mark.parametrize("temperature", [-1.0, np.nan, [1.0, np.inf, 1.0]])
+def test_temperatures_that_are_none(temperature):
+    with pytest.raises(ValueError, match="finite and not negative"):
+        NVAE(tiny_model_config()).generate(1, temperature)
+
+
+def test_samples_must_be_some():
+    model = NVAE(tiny_model_config())
+    with pytest.raises(ValueError, match="at least 1, received 0"):
+        model.generate(0)
+    assert len(model.generate(np.int64(2))) == 2
+
+
+def test_keras_does_not_train_without_the_kl():
+    model, images = NVAE(tiny_model_config()), random_images(tiny_model_config())
+    model.compile("adam", "mse")
+    for method in (model.fit, model.evaluate):
+        with pytest.raises(NotImplementedError, match="leave out the KL"):
+            method(images, images, verbose=0)
+
+
+def test_keras_exports_what_reconstructs(tmp_path):
+    model, images = NVAE(tiny_model_config()), random_images(tiny_model_config())
+    model.export(tmp_path / "saved", verbose=False)
+    saved = tf.saved_model.load(str(tmp_path / "saved"))
+    answer = saved.serve(images)
+    assert answer.shape == model(images).shape and np.all(np.isfinite(answer))

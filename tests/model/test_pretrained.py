@@ -11,7 +11,8 @@ import pytest
 
 from nvae_tf import NVAE, ExperimentConfig, presets
 from nvae_tf.model.pretrained import Pretrained, builtin_directory, builtin_names
-from nvae_tf.runs.load import TrainedModel
+from nvae_tf.runs.load import TrainedModel, save_weights
+from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_model_config
 
 BUILTIN = [(name, pathlib.Path(builtin_directory(), name)) for name in builtin_names()]
@@ -90,13 +91,35 @@ def test_nothing_is_overwritten_and_other_configurations_are_refused(model, dire
         model.save_to_preset(tmp_path / "x", ExperimentConfig(model=tiny_model_config()))
 
 
-def test_structure_alone(directory, model):
+def test_without_weights(directory, model, tmp_path, monkeypatch):
     fresh = NVAE.from_preset(directory, load_weights=False)
     assert fresh.config == model.config
     assert np.any(fresh.stem.kernel.numpy() != model.stem.kernel.numpy())
-    assert NVAE.from_preset("quickstart", load_weights=False).config == (
-        presets.get("quickstart").model
-    )
+    quickstart = presets.get("quickstart").model
+    assert NVAE.from_preset("quickstart", load_weights=False).config == quickstart
+    # A directory of that name is taken with weights as without.
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(directory, "quickstart")
+    for load_weights in (True, False):
+        path = pathlib.Path("quickstart")
+        assert NVAE.from_preset(path, load_weights=load_weights).config == model.config
+
+
+def test_a_structure_has_nothing_to_save(model, tmp_path):
+    structure = NVAE.structure(model.config)
+    with pytest.raises(RuntimeError, match="structure alone.*cannot save"):
+        structure.save_to_preset(tmp_path / "preset")
+    with pytest.raises(RuntimeError, match="structure alone.*cannot save"):
+        structure.save_weights(tmp_path / "a.weights.h5")
+    assert not (tmp_path / "preset").exists()
+
+
+def test_a_run_is_no_preset(model, tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    workdir.write_config(ExperimentConfig(model=model.config))
+    save_weights(model, workdir)
+    with pytest.raises(ValueError, match="is the workdir of a run: --workdir, or nvae_tf.load_mod"):
+        NVAE.from_preset(workdir.path)
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,14 @@ def test_a_result_is_computed_once_for_all_that_it_depends_on(model, tmp_path, m
     weight.assign(own)
     get()
     assert len(calls) == 6
+    model.trainable = False  # which changes no weight
+    get()
+    assert len(calls) == 6
+    weight.assign(own + 1)
+    get()
+    assert len(calls) == 6
+    weight.assign(own)
+    model.trainable = True
     names = os.listdir(tmp_path / "below")
     assert len(names) == 6 and all(name.endswith(".npz") for name in names)
     for path in (tmp_path / "below").iterdir():

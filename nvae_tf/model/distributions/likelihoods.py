@@ -50,8 +50,9 @@ def pixel_distribution(config: ModelConfig, logits: tf.Tensor) -> tfd.Distributi
 class PixelNormal(ResidualNormal):
     """A normal distribution of 2 x - 1 for each value x in [0, 1] of an image.
 
-    `log_prob` is the density of 2 x - 1, not of x, as in the paper's released code. Samples and
-    the mean are clipped to [0, 1].
+    `log_prob` is the density of 2 x - 1, not of x, as in the paper's released code; `loc` and
+    `scale` are its parameters. Samples and the mean are clipped to [0, 1]; `stddev` and `variance`
+    are those of x before that.
     """
 
     def __init__(self, loc_raw: tf.Tensor, log_scale_raw: tf.Tensor, name: str = "PixelNormal"):
@@ -70,6 +71,9 @@ class PixelNormal(ResidualNormal):
 
     def _mean(self) -> tf.Tensor:
         return _to_unit_interval(super()._mean())
+
+    def _stddev(self) -> tf.Tensor:
+        return 0.5 * super()._stddev()
 
     def _sample_n(self, n: int | tf.Tensor, seed: int | tf.Tensor | None = None) -> tf.Tensor:
         return _to_unit_interval(super()._sample_n(n, seed))

@@ -87,7 +87,7 @@ class SqueezeExcitation(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         weights = [self.squeeze.kernel, self.squeeze.bias, self.excite.kernel, self.excite.bias]
-        call = current_call()
+        call = current_call(self)
         # Grappler joins operations inside of one function only.
         compute = _squeeze_and_excite if call and call.folded else _squeeze_and_excite_function
         return compute(x, self.scale, *[tf.cast(weight, x.dtype) for weight in weights])
@@ -183,7 +183,7 @@ class UpSkip(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         x = self.convolution(x)
-        call = current_call()
+        call = current_call(self)
         if call and call.in_xla:
             return _interpolate_in_xla(x)
         size = 2 * tf.shape(x)[1:3]
@@ -404,7 +404,7 @@ class ResidualCell(keras.layers.Layer):
         return folds
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        call = current_call()
+        call = current_call(self)
         if call and call.recompute:
             compute = functools.partial(self._compute, training=training)
             return recompute(self, compute, x, call)

@@ -4,7 +4,7 @@ A Keras layer finds its weights in its own variables. Training and inference nee
 from elsewhere, kernels that were normalised together, batch statistics as results instead of
 assignments, cells that are computed twice. Passing all of that through every layer's `call` would
 put it into every signature of the model, so `functional_call` puts it into one object, which the
-layers look up with `current_call`.
+layers of that model look up with `current_call`. Layers of other models do not see it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from nvae_tf.model.layers.folding import FoldedLayers
 from nvae_tf.model.stacks import Values
 from nvae_tf.replicas import Replicas, replicas_of_context
 
-# The only hidden channel of the model. It is thread-local because MirroredStrategy traces every
-# replica in a thread of its own.
+# The only hidden channel of the model: the innermost call. It is thread-local because
+# MirroredStrategy traces every replica in a thread of its own.
 _local = threading.local()
 
 
@@ -31,6 +31,8 @@ class Call:
     """One call of a model: the things that its layers find and leave during it.
 
     Attributes:
+      layers: The layer that is called, and all layers inside of it.
+      outer: The call in whose scope this one is.
       owner: Who made the call, to tell it from those of others; None if nobody asks.
       has_values: Whether the values of the variables come from the caller.
       kernels: Effective kernels by the path of the kernel's variable; what is not there is
@@ -48,6 +50,8 @@ class Call:
       counts: The number of values per channel behind each of `statistics`, where it is known.
     """
 
+    layers: frozenset[keras.layers.Layer]
+    outer: Call | None
     owner: object | None
     has_values: bool
     kernels: Mapping[str, tf.Tensor]
@@ -67,9 +71,12 @@ class Call:
         return self.jit_compile == "step"
 
 
-def current_call() -> Call | None:
-    """Returns the innermost `functional_call` of this thread, or None outside of any."""
-    return getattr(_local, "call", None)
+def current_call(layer: keras.layers.Layer) -> Call | None:
+    """Returns this thread's innermost `functional_call` of a layer or of what it is part of."""
+    call: Call | None = getattr(_local, "call", None)
+    while call and layer not in call.layers:
+        call = call.outer
+    return call
 
 
 @contextlib.contextmanager
@@ -88,6 +95,8 @@ def functional_call(
     owner: object | None = None,
 ) -> Iterator[Call]:
     """Makes a layer compute with given values inside of the scope, without changing it.
+
+    The scope is one of this thread.
 
     Args:
       layer: The model, or the part of it that is called.
@@ -110,7 +119,10 @@ def functional_call(
       The call, which has the batch's statistics after a call in training mode.
     """
     replicas = replicas or replicas_of_context()
+    outer: Call | None = getattr(_local, "call", None)
     call = Call(
+        layers=frozenset(layer._flatten_layers()),
+        outer=outer,
         owner=owner,
         has_values=values is not None,
         kernels=kernels or {},
@@ -122,7 +134,6 @@ def functional_call(
         frozen=frozen,
         known=known or {},
     )
-    outer = current_call()
     with contextlib.ExitStack() as scope:
         if values is not None:
             own = [(v, values[v.path]) for v in layer.variables if v.path in values]

@@ -45,12 +45,12 @@ class Convolution(keras.layers.Layer):
       filters: The number of output channels.
       kernel_size: The side of the kernel, an odd number.
       strides: 1 or 2.
-      dilation: The spacing of the kernel's taps; with strides, a multiple of them.
+      dilation: The spacing of the kernel's taps.
       groups: The number of convolution groups, a divisor of input and output channels.
       use_bias: Whether to add a bias.
 
     Raises:
-      ValueError: `build` raises it if the groups do not divide the channels.
+      ValueError: The kernel's side is even; or, by `build`, the groups do not divide the channels.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class Convolution(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, received {kernel_size}.")
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
@@ -96,7 +98,7 @@ class Convolution(keras.layers.Layer):
 
     def effective_kernel(self) -> tf.Tensor:
         """Returns the kernel that the convolution uses, HWIO, float32 unless it was cast before."""
-        call = current_call()
+        call = current_call(self)
         if call and self.kernel.path in call.kernels:
             return tf.convert_to_tensor(call.kernels[self.kernel.path])
         return self.compute_kernels([self], stack_variables)[0]
@@ -111,7 +113,7 @@ class Convolution(keras.layers.Layer):
         return stack([layer.kernel for layer in layers])
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        call = current_call()
+        call = current_call(self)
         if call and call.folded:
             kernel = call.folded.kernels[self.kernel.path]
             bias = call.folded.biases.get(self.kernel.path)
@@ -145,7 +147,7 @@ class Convolution(keras.layers.Layer):
         if self.groups == x.shape[-1] == self.filters:
             kernel = tf.reshape(kernel, [self.kernel_size, self.kernel_size, self.filters, 1])
             if differentiable and strides == dilation == 1:
-                call = current_call()
+                call = current_call(self)
                 form = depthwise_in_xla if call and call.in_xla else depthwise_convolution
                 return form(x, kernel)
             return tf.nn.depthwise_conv2d(
@@ -220,7 +222,7 @@ class WeightNormConvolution(Convolution):
         return kernels
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        call = current_call()
+        call = current_call(self)
         if self.data_init and call and call.initialize:
             self._initialize_from(x)
         return super().call(x)

@@ -32,8 +32,9 @@ class BatchNormalization(keras.layers.Layer):
     In training, mean and (biased) variance are those of all replicas' images (with accumulation, of
     one part of the batch), in float32. The layer then moves its averages, which keep 0.95 of their
     value, towards the mean and the unbiased variance; inside a `functional_call` it leaves both
-    there instead. A `functional_call` may freeze it: then it trains with its averages in their
-    place, as it answers. For the backward pass it keeps the input only and computes the rest again.
+    there instead. A `functional_call`, or `trainable = False`, may freeze it: then it trains with
+    its averages in their place, as it answers. For the backward pass it keeps the input only and
+    computes the rest again.
 
     Args:
       activation: `"swish"`, `"elu"` or None.
@@ -71,13 +72,13 @@ class BatchNormalization(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        call = current_call()
+        call = current_call(self)
         if training:
             if call and call.folded:
                 raise ValueError(f"{self.path} has no statistics of its own: it is folded.")
             gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-            if call and call.frozen:
-                y = self._normalize_frozen(x, gamma, beta, call.jit_compile)
+            if not self.trainable or (call and call.frozen):
+                y = self._normalize_frozen(x, gamma, beta, call.jit_compile if call else "none")
             else:
                 y = self._normalize_batch(x, gamma, beta)
         else:
@@ -114,19 +115,18 @@ class BatchNormalization(keras.layers.Layer):
         if jit_compile == "none":
             return _normalize_fused(x, gamma, beta, self.epsilon, swish, averages)[0]
         return _normalize_compiled(
-            x, gamma, beta, averages[0], self.epsilon, swish, Replicas(), averages, frozen=True
+            x, gamma, beta, self.epsilon, swish, Replicas(), averages, frozen=True
         )[0]
 
     def _normalize_batch(self, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
         swish = self.activation == "swish"
-        call = current_call()
+        call = current_call(self)
         replicas = call.replicas if call else replicas_of_context()
         count = self.repeats * replicas.size * _values_per_channel(x)
         unbiased_by_biased = count / _at_least_1(count - 1)
         if replicas.size == 1 and (call is None or call.jit_compile == "none"):
             y, mean, variance = _normalize_fused(x, gamma, beta, self.epsilon, swish)
         else:
-            offset = tf.convert_to_tensor(self.moving_mean)
             known = []
             if call and self.moving_mean.path in call.known:
                 known = [
@@ -134,7 +134,7 @@ class BatchNormalization(keras.layers.Layer):
                     call.known[self.moving_variance.path] / unbiased_by_biased,
                 ]
             y, mean, variance = _normalize_compiled(
-                x, gamma, beta, offset, self.epsilon, swish, replicas, known
+                x, gamma, beta, self.epsilon, swish, replicas, known
             )
         averages = self.moving_mean, self.moving_variance
         for average, statistic in zip(averages, (mean, variance * unbiased_by_biased)):
@@ -248,7 +248,6 @@ def _normalize_compiled(
     x: tf.Tensor,
     gamma: tf.Tensor,
     beta: tf.Tensor,
-    offset: tf.Tensor,
     epsilon: float,
     swish: bool,
     replicas: Replicas,
@@ -257,22 +256,20 @@ def _normalize_compiled(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Normalises on any number of replicas, with four compiled functions and the sums between them.
 
-    `offset` is near the mean: second moments about it cancel less than those about zero. `known`
-    holds mean and variance if an earlier pass has computed them or they are frozen, and nothing
-    else.
+    `known` holds mean and variance if an earlier pass has computed them or they are frozen, and
+    nothing else.
     """
 
     # All that the gradient needs is an argument: custom_gradient walks the graph from its results
     # back to them, and whatever it captured otherwise would lengthen that walk.
     @tf.custom_gradient
-    def normalize(
-        x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, offset: tf.Tensor, *known: tf.Tensor
-    ) -> tuple:
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, *known: tf.Tensor) -> tuple:
         if known:
             mean, variance = known
         else:
-            mean, square = tf.unstack(replicas.mean(_moments(x, offset)))
-            variance = tf.maximum(square - tf.math.squared_difference(mean, offset), 0.0)
+            mean, square = tf.unstack(replicas.mean(_moments(x)))
+            variance = tf.cast(tf.maximum(square - mean * mean, 0.0), tf.float32)
+            mean = tf.cast(mean, tf.float32)
         inverse = tf.math.rsqrt(variance + epsilon)
         y = _affine(x, inverse * gamma, beta - mean * inverse * gamma, swish)
 
@@ -284,19 +281,28 @@ def _normalize_compiled(
             sums = tf.zeros_like(local) if frozen else replicas.mean(local)
             dx = _input_gradient(inputs, sums, swish)
             d_gamma, d_beta = tf.unstack(local * _values_per_channel(x))
-            return dx, d_gamma, d_beta, None, *[None for _ in known]
+            return dx, d_gamma, d_beta, *[None for _ in known]
 
         return (y, mean, variance), gradient
 
-    return normalize(x, gamma, beta, offset, *known)
+    return normalize(x, gamma, beta, *known)
 
 
 @compiled
-def _moments(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-    """Returns the means of x and of the squares of its distance from the offset: (2, C)."""
+def _moments(x: tf.Tensor) -> tf.Tensor:
+    """Returns the means of x and of its square, (2, C) float64.
+
+    Beside a large mean, E[x²] - E[x]² loses the variance in float32. So the sums are those of the
+    distances from the first image's mean, and only their results become float64: (E[x] - offset)²
+    is at most B - 1 times the variance.
+    """
     values = tf.cast(x, tf.float32)
-    squares = tf.math.squared_difference(values, offset)
-    return tf.stack([tf.reduce_mean(values, _AXES), tf.reduce_mean(squares, _AXES)])
+    offset = tf.reduce_mean(values[:1], _AXES)
+    distances = values - offset
+    mean = tf.cast(tf.reduce_mean(distances, _AXES), tf.float64)
+    square = tf.cast(tf.reduce_mean(tf.square(distances), _AXES), tf.float64)
+    wide = tf.cast(offset, tf.float64)
+    return tf.stack([wide + mean, square + wide * (2 * mean + wide)])
 
 
 @compiled

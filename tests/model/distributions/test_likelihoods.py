@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.model.distributions import image_distribution
-from nvae_tf.model.distributions.likelihoods import num_likelihood_parameters
+from nvae_tf.model.distributions.likelihoods import PixelNormal, num_likelihood_parameters
 from tests.conftest import random_images
 
 CASES = [
@@ -86,3 +86,10 @@ def test_bernoulli_log_prob_is_the_cross_entropy():
     np.testing.assert_allclose(
         image_distribution(config, logits).log_prob(images), expected, rtol=1e-5
     )
+
+
+def test_deviations_of_normal_pixels_are_those_of_their_samples():
+    pixels = PixelNormal(tf.zeros([2]), tf.constant([-2.0, -1.5]))  # far from 0 and 1
+    samples = pixels.sample(20_000, seed=0)
+    np.testing.assert_allclose(pixels.stddev(), tf.math.reduce_std(samples, 0), rtol=0.02)
+    np.testing.assert_allclose(pixels.variance(), tf.math.reduce_variance(samples, 0), rtol=0.04)

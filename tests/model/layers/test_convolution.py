@@ -168,7 +168,7 @@ def test_kernel_bank_gives_every_layer_its_own_kernel():
     bank = KernelBank(layers)
     alone = [layer.effective_kernel() for layer in layers]
     stacks = bank.compute()
-    with functional_call(layers[0], kernels=bank.split(stacks)):
+    with functional_call(keras.Sequential(layers), kernels=bank.split(stacks)):
         shared = [layer.effective_kernel() for layer in layers]
     assert [stack.shape[0] for stack in stacks] == [2, 1, 1, 1]
     for a, b in zip(alone, shared):

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.normalization import BatchNormalization
+from nvae_tf.replicas import Replicas
 
 ACTIVATIONS = {"swish": tf.nn.silu, "elu": tf.nn.elu, None: tf.identity}
 
@@ -114,16 +115,40 @@ def test_frozen_training_equals_inference(activation, jit_compile):
     np.testing.assert_array_equal(averages, [layer.moving_mean, layer.moving_variance])
 
 
+class TwoReplicas(Replicas):
+    """The first of two replicas; the second has the values of the first plus 1/2."""
+
+    size = 2
+
+    def sum(self, tensors):
+        (moments,) = tensors
+        mean, square = tf.unstack(moments)
+        return [moments + tf.stack([mean + 0.5, square + mean + 0.25])]
+
+
+@pytest.mark.parametrize("replicas, variance", [(Replicas(), 1), (TwoReplicas(), 1 + 1 / 16)])
 @pytest.mark.parametrize("jit_compile", ["none", "islands"])
-def test_a_large_mean_does_not_cancel_the_variance(jit_compile):
-    # float32 has 7 digits: E[x²] - E[x]² alone would lose a variance of 1 beside a mean of 1e4.
+def test_a_large_mean_does_not_cancel_the_variance(jit_compile, replicas, variance):
+    # float32 has 7 digits: E[x²] - E[x]² alone would lose a variance of 1 beside a mean of 1e3.
     layer = BatchNormalization()
-    x = 1e4 + tf.random.stateless_normal([8, 8, 8, 2], (0, 0))
+    noise = tf.random.stateless_normal([8, 8, 8, 2], (0, 0))
+    noise = (noise - tf.reduce_mean(noise, [0, 1, 2])) / tf.math.reduce_std(noise, [0, 1, 2])
+    layer.build(noise.shape)
+    with functional_call(layer, jit_compile=jit_compile, replicas=replicas) as call:
+        layer(1e3 + noise, training=True)
+    count = replicas.size * 512
+    np.testing.assert_allclose(
+        call.statistics[layer.moving_variance.path], [variance * count / (count - 1)] * 2, rtol=1e-3
+    )
+
+
+def test_a_layer_that_is_not_trainable_normalises_by_its_averages():
+    layer = BatchNormalization("swish")
+    x = 5 + tf.random.stateless_normal([2, 3, 3, 4], (0, 0))
     layer.build(x.shape)
-    layer.moving_mean.assign([1e4, 1e4])
-    with functional_call(layer, jit_compile=jit_compile):
-        y = layer(x, training=True)
-    assert abs(float(tf.math.reduce_std(y)) - 1) < 1e-2
+    layer.trainable = False
+    np.testing.assert_allclose(layer(x, training=True), layer(x), rtol=1e-6)
+    np.testing.assert_array_equal(layer.moving_mean, np.zeros(4))
 
 
 def test_unknown_activation():
