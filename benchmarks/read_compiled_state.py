@@ -14,6 +14,7 @@ import os
 import numpy as np
 from absl import app, flags
 
+from benchmarks.step_modules import description
 from nvae_tf.command_line import usage_errors, use_devices
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import describe, load_images
@@ -44,15 +45,22 @@ def main(argv: list[str]) -> None:
         images = {split: load_images(config.data, config.model, split) for split in splits}
     trainer = Trainer(config, make_strategy("one_device"), len(images[splits[0]]))
     state = trainer.state
+    with usage_errors():
+        ours = [description(variable)[:3] for variable in state.variables]
+        if ours != [fields[:3] for fields in facts["variables"]]:
+            raise ValueError(
+                f"The steps in {_STEPS.value!r} have other variables than this version's training: "
+                "read their state with the version that wrote them."
+            )
     for number, variable in enumerate(state.variables):
         if str(number) in weights:
             variable.assign(weights[str(number)])
     state.step.assign(done)
     if state.average:
         state.weights.assign(state.average.values())
-    workdir.write_config(config)
     workdir.write_images({split: describe(images[split]) for split in splits})
     Checkpointer(trainer, workdir).save()
+    workdir.write_config(config)  # last: it makes a run of the directory
     print(f"{workdir.path}: {done} steps")
 
 

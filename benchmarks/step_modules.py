@@ -118,7 +118,8 @@ def write_module(
     }
 
 
-def _description(variable: tf.Variable) -> list[Any]:
+def description(variable: tf.Variable) -> list[Any]:
+    """Returns a variable's shape, type, name, and, if it is a scalar, its value."""
     scalar = None if variable.shape.rank else float(variable.numpy())
     return [list(variable.shape), variable.dtype.name, variable.name.partition(":")[0], scalar]
 
@@ -153,7 +154,7 @@ def write(
     facts = {
         "config": json.loads(trainer.config.to_json()),
         "total_steps": trainer.total_steps,
-        "variables": [_description(variable) for variable in trainer.state.variables],
+        "variables": [description(variable) for variable in trainer.state.variables],
         "metrics": METRICS,
         "modules": modules,
     }
