@@ -1,4 +1,4 @@
-"""Asks a server for images: `python -m export.client --server=HOST:PORT --output=x.png`.
+"""Asks a server for images: `nvae-client --server=HOST:PORT --output=x.png`.
 
 The server is TensorFlow Serving, or with `--protocol=kserve` Triton, which only samples. Its model
 returns images:

@@ -1,4 +1,4 @@
-"""Exports a run for serving: `python -m export.export_model --workdir=DIR --export_base=BASE`.
+"""Exports a run for serving: `nvae-export --workdir=DIR --export_base=BASE`.
 
 The model appears as `BASE/<version>`, where the version is one above the largest in BASE.
 """

@@ -71,12 +71,14 @@ def define_model_flags() -> Callable[[], TrainedModel]:
 def define_config_flag(description: str, sections: Sequence[str] | None = None) -> None:
     """Defines `--config.SECTION.FIELD=VALUE` for the fields of `ExperimentConfig`.
 
-    ml_collections reads the arguments when the flag is defined, and its error for an unknown field
-    is not clear; so the fields are checked before, and wrong ones end the program.
+    The program takes what is not given from a preset, a run or a trained model. ml_collections
+    reads the arguments when the flag is defined, and its error for an unknown field is not clear;
+    so the fields are checked before, and wrong ones end the program.
 
     Args:
-      description: What `--help` says.
-      sections: The sections whose fields are allowed; None: all.
+      description: What `--help` says first; the fields and their values follow.
+      sections: The sections of a trained model whose fields may be others; None: the program makes
+        a model of its own, and all are allowed.
     """
     defaults = dataclasses.asdict(ExperimentConfig())
     allowed = {name: defaults[name] for name in sections or defaults}
@@ -89,7 +91,8 @@ def define_config_flag(description: str, sections: Sequence[str] | None = None) 
                     f"--config.{path} cannot change a trained model; this program has "
                     f"{', '.join(f'--config.{name}.*' for name in allowed)} only."
                 )
-    _define_fields("config", allowed, f"{description}\n{_help_of(allowed)}")
+    lines = _help_of(allowed, defaults=sections is None)
+    _define_fields("config", allowed, f"{description}\n{lines}")
 
 
 def define_data_flag(name: str, description: str) -> None:
@@ -112,17 +115,22 @@ def _define_fields(name: str, fields: dict[str, Any], text: str) -> None:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
-def _help_of(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a line for every field of some sections: its name, meaning, default and values."""
+def _help_of(sections: Mapping[str, Mapping[str, Any]], defaults: bool) -> str:
+    """Returns a line for every field of some sections: its name, meaning and values.
+
+    Args:
+      sections: The fields and their defaults, by section.
+      defaults: Whether the lines have the defaults.
+    """
     options = ExperimentConfig().options()
     lines = []
     for section, fields in sections.items():
         for name, default in fields.items():
             option = options[f"{section}.{name}"]
-            allowed = f"; {values}" if (values := option.values()) else ""
-            lines.append(
-                f"--config.{section}.{name}: {option.meaning} (default: {default!r}{allowed})"
-            )
+            facts = [f"default: {default!r}"] if defaults else []
+            facts += [values] if (values := option.values()) else []
+            more = f" ({'; '.join(facts)})" if facts else ""
+            lines.append(f"--config.{section}.{name}: {option.meaning}{more}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Completes pictures with holes: `python -m trainers.complete --preset=emoji64 --pictures=x.png`.
+"""Completes pictures with holes: `nvae-complete --preset=emoji64 --pictures=x.png`.
 
 A hole is where a picture is transparent, where the picture --mask is not black, or the rectangle
 --hole. The sheet has a row for each image: the image, the image with its hole, and completions.
@@ -199,7 +199,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-complete`."""
-    define_config_flag("The images: changes to the data's fields.", ["data"])
+    define_config_flag("The images, if they are not those of the run or the preset.", ["data"])
     app.run(main)
 
 

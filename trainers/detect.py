@@ -1,4 +1,4 @@
-"""Scores how novel images are to a trained model: `python -m trainers.detect --workdir=DIR`.
+"""Scores how novel images are to a trained model: `nvae-detect --workdir=DIR`.
 
 The scores are -L, the bound with its sign changed, and the log-likelihood ratios LLR^{>k} of
 Havtorn et al. (2021) for every k; see docs/detection.md. With --novel.* a second set of images is
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-detect`."""
-    define_config_flag("The images: changes to the data's fields.", ["data"])
+    define_config_flag("The images, if they are not those of the run or the preset.", ["data"])
     define_data_flag(
         "novel",
         "--novel.FIELD=VALUE: a second set of images, to be told from the first one, from which it "

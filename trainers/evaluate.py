@@ -1,4 +1,4 @@
-"""Measures a trained model on held-out images: `python -m trainers.evaluate --workdir=DIR`."""
+"""Measures a trained model on held-out images: `nvae-evaluate --workdir=DIR`."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-evaluate`."""
-    define_config_flag("The images: changes to the data's fields.", ["data"])
+    define_config_flag("The images, if they are not those of the run or the preset.", ["data"])
     app.run(main)
 
 

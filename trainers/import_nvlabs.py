@@ -1,6 +1,6 @@
 """Makes a workdir from a checkpoint of the paper's released code. See docs/importing.md.
 
-After `python -m trainers.import_nvlabs --checkpoint=F.pt --workdir=DIR` all other programs accept
+After `nvae-import-nvlabs --checkpoint=F.pt --workdir=DIR` all other programs accept
 the workdir.
 """
 

@@ -1,4 +1,4 @@
-"""Shows what the latent groups encode: `python -m trainers.latents --workdir=DIR --mode=MODE`.
+"""Shows what the latent groups encode: `nvae-latents --workdir=DIR --mode=MODE`.
 
 Every mode makes a grid of images:
 
@@ -266,7 +266,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-latents`."""
-    define_config_flag("The images: changes to the data's fields.", ["data"])
+    define_config_flag("The images, if they are not those of the run or the preset.", ["data"])
     app.run(main)
 
 

@@ -1,4 +1,4 @@
-"""Writes a model card: `python -m trainers.model_card --workdir=DIR --output=CARD.md`.
+"""Writes a model card: `nvae-model-card --workdir=DIR --output=CARD.md`.
 
 Facts from the model's files are filled in; placeholders in angle brackets are left for people.
 """

@@ -1,4 +1,4 @@
-"""Shows latent groups in TensorBoard's projector: `python -m trainers.projector --preset=emoji64`.
+"""Shows latent groups in TensorBoard's projector: `nvae-projector --preset=emoji64`.
 
 It writes a directory in which every image is a point of each group: the posterior's mean, with the
 image beside it. `tensorboard --logdir=DIR` shows it; below the directory of a run it is shown with
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-projector`."""
-    define_config_flag("The images: changes to the data's fields.", ["data"])
+    define_config_flag("The images, if they are not those of the run or the preset.", ["data"])
     app.run(main)
 
 

@@ -1,4 +1,4 @@
-"""Draws images from a trained model: `python -m trainers.sample --preset=mnist_small`."""
+"""Draws images from a trained model: `nvae-sample --preset=mnist_small`."""
 
 from __future__ import annotations
 

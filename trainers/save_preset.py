@@ -1,4 +1,4 @@
-"""Saves a run's model for others: `python -m trainers.save_preset --workdir=W --output=DIRECTORY`.
+"""Saves a run's model for others: `nvae-save-preset --workdir=W --output=DIRECTORY`.
 
 The directory holds configuration, weights, metadata with the newest evaluation, and the model card.
 Programs take it as `--preset=DIRECTORY`, and Python code as `NVAE.from_preset(DIRECTORY)`.

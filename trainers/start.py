@@ -18,6 +18,7 @@ import types
 
 _VERBOSE = "--verbose"  # shows the log instead
 _INTERRUPTED = 130  # the exit code of shells' commands that Ctrl-C ended
+_UNREAD = 141  # of those that SIGPIPE ended
 _TERMINATED = 143  # and of those that SIGTERM ended
 
 
@@ -32,9 +33,15 @@ def _start(name: str) -> None:
     try:
         program = importlib.import_module(name)
         _adopt_help(program)
-        program.run()
+        try:
+            program.run()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:  # training has stopped in order then; see trainers/run/signals.py
         sys.exit(_INTERRUPTED)
+    except BrokenPipeError:  # such as of `nvae-train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(_UNREAD)
 
 
 class _Log:

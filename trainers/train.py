@@ -1,4 +1,4 @@
-"""Trains an NVAE: `python -m trainers.train --preset=quickstart --workdir=DIR`.
+"""Trains an NVAE: `nvae-train --preset=quickstart --workdir=DIR`.
 
 Every field of the configuration has a flag, such as `--config.model.num_latent_scales=3`. The same
 command continues a run that was interrupted, from its newest checkpoint.
@@ -100,7 +100,10 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-train`."""
-    define_config_flag("Changes to the preset's fields, such as --config.model.num_nf=1.")
+    define_config_flag(
+        "Changes to the fields of the preset, or of the run. Defaults are those of fields that the "
+        "preset does not set."
+    )
     app.run(main)
 
 

@@ -53,6 +53,19 @@ def test_verbose_shows_the_log(monkeypatch):
     assert process.returncode == 0 and "oneDNN" in process.stderr
 
 
+def test_a_reader_that_has_enough_gets_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does, in `nvae-sample --help | head`
+    process = subprocess.run(
+        [sys.executable, "-c", "from trainers.start import sample; sample()", "--help"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, b"")
+
+
 def test_ctrl_c_needs_no_traceback():
     code = (
         "import trainers.start, types, sys\n"
@@ -127,6 +140,10 @@ def test_help_has_every_flag_and_every_field():
         assert f"--config.{name}: {option.meaning}" in text
         assert " ".join(option.values().split()) in text
     assert "!!python" not in text
+    # A trained model has values of its own, so a default would be wrong.
+    text = " ".join(script("evaluate", "--help").stdout.split())
+    assert "--config.data.test_fraction: share held out" in text
+    assert "(in (0, 1)) --config.data.split_seed" in text
 
 
 def test_the_presets_are_listed():
