@@ -337,7 +337,7 @@ class TrainConfig:
     )
     jit_compile: str = option(
         "none",
-        "what XLA compiles: batch normalisation as islands, or the step",
+        "what XLA compiles beside swish: nothing, all of batch normalisation, or the step",
         choices=COMPILATIONS,
     )
     seed: int = option(
@@ -367,7 +367,14 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """The complete configuration of a run: model, data, optimiser and training."""
+    """The complete configuration of a run. See docs/configuration.md for all fields.
+
+    Attributes:
+      model: What is built.
+      data: The data set, and how its images are prepared.
+      optimizer: The optimiser and its learning rate.
+      train: Length, batches, devices and loss of the training.
+    """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -10,9 +10,11 @@ import sys
 
 import pytest
 
-from nvae_tf import presets
+import nvae_tf.evaluation
+from nvae_tf import config, presets
 from nvae_tf.config import check_fields
 from nvae_tf.runs.workdir import CHANGEABLE
+from tests import configuration_page
 from tests.trainers.programs import run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,6 +24,12 @@ _STARTED = re.findall(
     (ROOT / "trainers/start.py").read_text(),
 )
 SCRIPTS = {script: module for _, script, module in _STARTED}
+SECTIONS = (  # whose fields have a page of their own
+    config.ModelConfig,
+    config.DataConfig,
+    config.OptimizerConfig,
+    config.TrainConfig,
+)
 # Programs that are not on every machine.
 OTHERS = (
     "examples.tfx_pipeline",
@@ -198,6 +206,26 @@ def test_the_fields_that_may_change_are_documented():
     text = (ROOT / "docs/training.md").read_text()
     paragraph = next(p for p in text.split("\n\n") if p.startswith("When a run is resumed"))
     assert sorted(re.findall(r"`((?:data|train)\.\w+)`", paragraph)) == sorted(CHANGEABLE)
+
+
+def test_the_page_of_the_configuration_is_what_the_fields_say():
+    written = (ROOT / "docs/configuration.md").read_text()
+    assert written == configuration_page.page(), f"run: {configuration_page.__doc__}"
+
+
+def test_classes_of_the_api_describe_their_fields():
+    text = (ROOT / "docs/api.md").read_text()
+    places = set(re.findall(r"^::: ([\w.]+)$", text, re.M))
+    lists = re.findall(r"^::: ([\w.]+)\n    options:\n      members:([^:]*)", text, re.M)
+    for path, members in lists:
+        places |= {f"{path}.{member}" for member in re.findall(r"\b[A-Z]\w+", members)}
+    classes = [found for place in places if isinstance(found := pydoc.locate(place), type)]
+    described = [c for c in classes if "__annotations__" in vars(c) and c not in SECTIONS]
+    assert nvae_tf.evaluation.LikelihoodResult in described
+    for class_ in described:
+        _, _, attributes = class_.__doc__.partition("Attributes:")
+        for field in class_.__annotations__:
+            assert re.search(rf"^ +{field}: ", attributes, re.M), (class_, field)
 
 
 def test_the_members_that_docs_name_exist():

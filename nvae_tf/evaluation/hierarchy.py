@@ -32,15 +32,24 @@ class HierarchyResult:
 
     With the first k groups drawn from the posterior and the others from the prior, the sum of
     `rate[k]` and `distortion[k]` is a bound on -log p(x) as well; with k = L it is the -ELBO.
+
+    Attributes:
+      num_images: Number of images.
+      kl_per_group: KL of each group, [L].
+      kl_per_channel: KL of each channel of each group, [L][C_z].
+      units: Latent variables H_l W_l C_z of each group, [L].
+      active_units: Those of each group whose posterior mean has a variance above 0.01, [L].
+      rate: KL of the first k groups for k = 0 … L, [L + 1].
+      distortion: -log p(x|z) with the first k groups from the posterior, [L + 1].
     """
 
     num_images: int
-    kl_per_group: list[float]  # [L]
-    kl_per_channel: list[list[float]]  # [L][C_z]
-    units: list[int]  # [L], latent variables H_l W_l C_z of a group
-    active_units: list[int]  # [L], those whose posterior mean varies by more than 0.01
-    rate: list[float]  # [L + 1], KL of the first k groups
-    distortion: list[float]  # [L + 1], -log p(x|z) with the first k groups from the posterior
+    kl_per_group: list[float]
+    kl_per_channel: list[list[float]]
+    units: list[int]
+    active_units: list[int]
+    rate: list[float]
+    distortion: list[float]
 
     @property
     def negative_elbo(self) -> list[float]:

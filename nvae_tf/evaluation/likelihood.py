@@ -26,31 +26,53 @@ class LikelihoodResult:
 
     The importance-weighted bound is -log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x): an upper bound of
     -log p(x), tighter with more samples; with one sample an estimate of the -ELBO.
+
+    Attributes:
+      num_images: Number of images.
+      num_iw_samples: K, draws per image of the importance-weighted bound.
+      negative_elbo: The -ELBO: reconstruction plus KL.
+      negative_elbo_standard_error: Its standard error over the images.
+      negative_elbo_bits_per_dim: The -ELBO in bits per dimension.
+      iw_bound: The importance-weighted bound.
+      iw_bound_standard_error: Its standard error over the images.
+      iw_bound_bits_per_dim: The bound in bits per dimension.
+      reconstruction: -log p(x|z).
+      reconstruction_standard_error: Its standard error over the images.
+      kl: KL of all groups together.
+      kl_standard_error: Its standard error over the images.
+      kl_per_group: KL of each group, top-down.
     """
 
     num_images: int
-    num_iw_samples: int  # K
+    num_iw_samples: int
     negative_elbo: float
     negative_elbo_standard_error: float
     negative_elbo_bits_per_dim: float
     iw_bound: float
     iw_bound_standard_error: float
     iw_bound_bits_per_dim: float
-    reconstruction: float  # -log p(x|z)
+    reconstruction: float
     reconstruction_standard_error: float
     kl: float
     kl_standard_error: float
-    kl_per_group: list[float]  # top-down
+    kl_per_group: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageLikelihoods:
-    """Bounds for each of N images, in nats; all but the last are means over K draws of z."""
+    """Bounds for each of N images, in nats; all but the last are means over K draws of z.
 
-    num_iw_samples: int  # K
-    reconstruction: np.ndarray  # [N], -log p(x|z)
-    kl_per_group: np.ndarray  # [N, L], top-down
-    iw_bound: np.ndarray  # [N]
+    Attributes:
+      num_iw_samples: K.
+      reconstruction: -log p(x|z), [N].
+      kl_per_group: KL of each of the L groups, top-down, [N, L].
+      iw_bound: The importance-weighted bound, [N].
+    """
+
+    num_iw_samples: int
+    reconstruction: np.ndarray
+    kl_per_group: np.ndarray
+    iw_bound: np.ndarray
 
     @property
     def negative_elbo(self) -> np.ndarray:

@@ -22,11 +22,16 @@ class ImageNovelty:
     """Bounds on log p(x) of each of N images, in nats; L groups, of which k are replaced.
 
     The k groups nearest to the pixels are drawn from the prior, given the others.
+
+    Attributes:
+      num_iw_samples: K, draws of the latent variables per image.
+      bound: L, [N]: the ELBO, or with more than one draw the importance-weighted bound.
+      bounds: L^{>k} for k = 0 … L, means over the draws, [N, L + 1].
     """
 
-    num_iw_samples: int  # K
-    bound: np.ndarray  # [N], L: the ELBO; with more than one draw the importance-weighted bound
-    bounds: np.ndarray  # [N, L + 1], L^{>k} for k = 0 … L, means over the draws
+    num_iw_samples: int
+    bound: np.ndarray
+    bounds: np.ndarray
 
     @property
     def llr(self) -> np.ndarray:

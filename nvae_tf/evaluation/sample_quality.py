@@ -19,18 +19,32 @@ class SampleQualityResult:
     """The distances of generated images from real ones, with everything that they depend on.
 
     Two results are comparable only if the fingerprint and all numbers of images are the same.
+
+    Attributes:
+      features: Name of the feature extractor.
+      features_fingerprint: SHA-256 of the feature extractor.
+      num_real: Real images in the FID.
+      num_generated: Generated images in the FID.
+      num_real_kept: Real images in KID, precision and recall.
+      num_generated_kept: Generated images in KID, precision and recall.
+      seed: Seed of KID's random subsets.
+      fid: Fréchet distance.
+      kid: Kernel distance, the mean over its subsets.
+      kid_standard_deviation: The kernel distance's standard deviation over its subsets.
+      precision: Share of generated images that lie among the real ones.
+      recall: Share of real images that lie among the generated ones.
     """
 
-    features: str  # name of the feature extractor
-    features_fingerprint: str  # its SHA-256
-    num_real: int  # for the FID
+    features: str
+    features_fingerprint: str
+    num_real: int
     num_generated: int
-    num_real_kept: int  # for KID, precision and recall
+    num_real_kept: int
     num_generated_kept: int
-    seed: int  # of KID's random subsets
+    seed: int
     fid: float
-    kid: float  # mean over the subsets
-    kid_standard_deviation: float  # over the subsets
+    kid: float
+    kid_standard_deviation: float
     precision: float
     recall: float
 

@@ -18,18 +18,31 @@ class BatchMeans(NamedTuple):
 
     The replicas and the parts of a batch each compute their share of every field, and the shares
     are added.
+
+    Attributes:
+      loss: What is minimised, a scalar.
+      bound: -ELBO without warm-up and balancing, reconstruction and KL in nats, [3].
+      squared_bound: The squares of the same, [3].
+      kl_per_group: KL of each group in nats, [L].
+      kl_per_channel: KL of each channel of each group in nats, [L, C_z].
+      balance: Coefficients of the KL balancing, [L].
+      inconsistency: KL between the posteriors of views and images in nats, a scalar; 0 without
+        views.
+      singular_values: The largest of every kernel, in the order of `Regularizer.layers`, [N].
+      batch_norm: Sum of the largest |gamma| of every batch normalisation, a scalar.
+      stop: Above 0 if a worker was asked to stop, a scalar.
     """
 
-    loss: tf.Tensor  # [], what is minimised
-    bound: tf.Tensor  # [3], -ELBO without warm-up and balancing, reconstruction and KL, nats
-    squared_bound: tf.Tensor  # [3], squares of the same
-    kl_per_group: tf.Tensor  # [L], nats
-    kl_per_channel: tf.Tensor  # [L, C_z], nats
-    balance: tf.Tensor  # [L], KL balancing coefficients
-    inconsistency: tf.Tensor  # [], KL between posteriors of views and images, nats; 0: no views
-    singular_values: tf.Tensor  # [N], the largest of every kernel, as in `Regularizer.layers`
-    batch_norm: tf.Tensor  # [], sum of largest |gamma|
-    stop: tf.Tensor  # [], above 0 if a worker was asked to stop
+    loss: tf.Tensor
+    bound: tf.Tensor
+    squared_bound: tf.Tensor
+    kl_per_group: tf.Tensor
+    kl_per_channel: tf.Tensor
+    balance: tf.Tensor
+    inconsistency: tf.Tensor
+    singular_values: tf.Tensor
+    batch_norm: tf.Tensor
+    stop: tf.Tensor
 
     @property
     def negative_elbo(self) -> tf.Tensor:
@@ -54,17 +67,31 @@ class BatchMeans(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The guard's verdict on the gradients; all fields are scalars."""
+    """The guard's verdict on the gradients; all fields are scalars.
 
-    gradient_norm: tf.Tensor  # of all weights together, before clipping
-    loss_scale: tf.Tensor  # that this step had
-    applied: tf.Tensor  # bool, whether the weights changed
-    skipped: tf.Tensor  # int64, steps that changed nothing, in the whole run so far
-    not_finite_in_a_row: tf.Tensor  # int64, the newest steps whose loss or gradient was not
+    Attributes:
+      gradient_norm: Norm of all gradients together, before clipping, float32.
+      loss_scale: The loss scale that this step had, float32.
+      applied: Whether the weights changed, bool.
+      skipped: Steps of the whole run so far that changed nothing, int64.
+      not_finite_in_a_row: The newest steps in a row whose loss or gradient was not finite, int64.
+    """
+
+    gradient_norm: tf.Tensor
+    loss_scale: tf.Tensor
+    applied: tf.Tensor
+    skipped: tf.Tensor
+    not_finite_in_a_row: tf.Tensor
 
 
 class StepMetrics(NamedTuple):
-    """The report of one step of a run."""
+    """The report of one step of a run.
+
+    Attributes:
+      batch: Means over the batch.
+      schedule: The learning rate and coefficients of the step.
+      verdict: What the guard made of the gradients.
+    """
 
     batch: BatchMeans
     schedule: Coefficients

@@ -14,10 +14,16 @@ _ROUNDING = 1e-6  # steps: 0.29 of 100 steps is 29, though the product is a litt
 
 
 class Coefficients(NamedTuple):
-    """The schedule's values at one step, float32 scalars."""
+    """The schedule's values at one step, float32 scalars.
 
-    kl: tf.Tensor  # beta, the weight of the KL while it warms up
-    regularization: tf.Tensor  # lambda, of the spectral and batch-norm regularisation
+    Attributes:
+      kl: Beta, the weight of the KL while it warms up.
+      regularization: Lambda, of the spectral and batch-norm regularisation.
+      learning_rate: The learning rate.
+    """
+
+    kl: tf.Tensor
+    regularization: tf.Tensor
     learning_rate: tf.Tensor
 
 

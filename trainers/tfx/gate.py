@@ -25,10 +25,16 @@ _SIGNATURE = "log_likelihood"
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The measurements of a new model and its baseline, and the decision that follows."""
+    """The measurements of a new model and its baseline, and the decision that follows.
 
-    bits_per_dim: float  # of the new model
-    baseline_bits_per_dim: float | None  # None if there was no baseline
+    Attributes:
+      bits_per_dim: Bits per dimension of the new model.
+      baseline_bits_per_dim: Those of the baseline; None if there was none.
+      num_images: Number of held-out images.
+    """
+
+    bits_per_dim: float
+    baseline_bits_per_dim: float | None
     num_images: int
 
     @property
