@@ -36,7 +36,7 @@ class HierarchyResult:
     Attributes:
       num_images: Number of images.
       kl_per_group: KL of each group, [L].
-      kl_per_channel: KL of each channel of each group, [L][C_z].
+      kl_per_channel: KL of each channel of each group, L lists of C_z.
       units: Latent variables H_l W_l C_z of each group, [L].
       active_units: Those of each group whose posterior mean has a variance above 0.01, [L].
       rate: KL of the first k groups for k = 0 … L, [L + 1].

@@ -19,11 +19,17 @@ _LEAST_SCALE = 1e-3  # of the noise, where q begins
 
 
 class Completions(NamedTuple):
-    """M completions of each of B images."""
+    """M completions of each of B images.
 
-    images: np.ndarray  # [B, M, h, w, C], means of the likelihood in [0, 1], without padding
-    hole_log_prob: np.ndarray  # [B, M], log p(hole | z_m), nats, of the pixels that were given
-    seen_log_prob: np.ndarray  # [B, M], log p(seen pixels | z_m), nats
+    Attributes:
+      images: Means of the likelihood in [0, 1], without padding, [B, M, h, w, C].
+      hole_log_prob: log p(hole | z_m) of the pixels that were given, nats, [B, M].
+      seen_log_prob: log p(seen pixels | z_m), nats, [B, M].
+    """
+
+    images: np.ndarray
+    hole_log_prob: np.ndarray
+    seen_log_prob: np.ndarray
 
 
 class _Noise(NamedTuple):
