@@ -118,7 +118,7 @@ def set_aside(prefix: str) -> None:
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint whose files are not whole."""
+    """A checkpoint whose files are not whole, or not there."""
 
 
 class CheckpointReader:
@@ -128,11 +128,16 @@ class CheckpointReader:
       prefix: The path prefix of the checkpoint's files.
 
     Raises:
-      DamagedCheckpointError: The files are not whole; `read` raises it as well.
+      DamagedCheckpointError: The files are not whole, or gone; `read` raises it as well.
     """
 
     def __init__(self, prefix: str):
         self.prefix = prefix
+        if not os.path.exists(f"{prefix}.index"):  # since it was found
+            raise DamagedCheckpointError(
+                f"The checkpoint {prefix!r} is not there any more: a run that goes on keeps only "
+                "the newest ones. The same command takes one of those."
+            )
         with self._damage():
             self._reader = tf.train.load_checkpoint(prefix)
             self._shapes = self._reader.get_variable_to_shape_map()

@@ -80,17 +80,17 @@ class TrainedModel:
         if checkpoint == "best":
             evaluations.insert(0, workdir.evaluation_of("best"))
         return cls(
-            _last_part(workdir.path),
-            f"{workdir.path}, {checkpoint} checkpoint",
-            shlex.quote(f"--workdir={workdir.path}")
+            name=_last_part(workdir.path),
+            origin=f"{workdir.path}, {checkpoint} checkpoint",
+            flags=shlex.quote(f"--workdir={workdir.path}")
             + (" --checkpoint=best" if checkpoint == "best" else ""),
-            config,
-            step,
-            workdir.read_images(),
-            _evaluation(evaluations, step),
-            evaluations[0],
-            workdir.path,
-            lambda precision: _load_checkpoint(config, prefix, precision),
+            config=config,
+            step=step,
+            images=workdir.read_images(),
+            evaluation=_evaluation(evaluations, step),
+            evaluation_path=evaluations[0],
+            workdir=workdir.path,
+            read=lambda precision: _load_checkpoint(config, prefix, precision),
         )
 
     @classmethod
@@ -102,16 +102,16 @@ class TrainedModel:
         """
         found = Pretrained.find(preset)
         return cls(
-            _last_part(found.name),
-            found.name,
-            shlex.quote(f"--preset={found.name}"),
-            found.config,
-            found.metadata.get("step", 0),
-            {},
-            found.metadata.get("evaluation", {}),
-            None,
-            None,
-            lambda precision: NVAE.from_preset(found.directory, dtype=precision),
+            name=_last_part(found.name),
+            origin=found.name,
+            flags=shlex.quote(f"--preset={found.name}"),
+            config=found.config,
+            step=found.metadata.get("step", 0),
+            images={},
+            evaluation=found.metadata.get("evaluation", {}),
+            evaluation_path=None,
+            workdir=None,
+            read=lambda precision: NVAE.from_preset(found.directory, dtype=precision),
         )
 
     @classmethod

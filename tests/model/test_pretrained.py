@@ -15,7 +15,8 @@ from nvae_tf.runs.load import TrainedModel, save_weights
 from nvae_tf.runs.workdir import Workdir
 from tests.conftest import tiny_model_config
 
-BUILTIN = [(name, pathlib.Path(builtin_directory(), name)) for name in builtin_names()]
+NAMES = ("mnist_small", "fashion_mnist", "emoji64")
+BUILTIN = [(name, pathlib.Path(builtin_directory(), name)) for name in NAMES]
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,10 @@ def test_a_run_is_no_preset(model, tmp_path):
     save_weights(model, workdir)
     with pytest.raises(ValueError, match="is the workdir of a run: --workdir, or nvae_tf.load_mod"):
         NVAE.from_preset(workdir.path)
+    found = TrainedModel.of_run(workdir)
+    shutil.rmtree(workdir.checkpoints)  # as a run does that goes on, with those that are old
+    with pytest.raises(ValueError, match="ckpt-0' is not there any more"):
+        found.load()
 
 
 @pytest.mark.parametrize(
@@ -204,5 +209,6 @@ def test_models_in_the_package(name, path):
 
 
 def test_size_of_all_models_in_the_package():
+    assert builtin_names() == NAMES
     sizes = [file.stat().st_size for _, path in BUILTIN for file in path.iterdir()]
     assert sum(sizes) < 25e6
