@@ -117,6 +117,16 @@ def test_computing_them_changes_nothing(model, eager):
     assert all(np.array_equal(after[path], before[path]) for path in before)
 
 
+def test_a_model_that_is_not_to_train_is_readjusted_too(model, eager):
+    expected = generative_statistics(model, 0.3, passes=1, samples_per_pass=2)
+    model.trainable = False
+    found = generative_statistics(model, 0.3, passes=1, samples_per_pass=2)
+    model.trainable = True
+    assert found.keys() == expected.keys() and len(found) > 0
+    for path, values in expected.items():
+        np.testing.assert_array_equal(found[path], values, err_msg=path)
+
+
 @pytest.fixture
 def eager():
     """Functions run eagerly: a few passes take less time than tracing one."""

@@ -32,9 +32,9 @@ class BatchNormalization(keras.layers.Layer):
     In training, mean and (biased) variance are those of all replicas' images (with accumulation, of
     one part of the batch), in float32. The layer then moves its averages, which keep 0.95 of their
     value, towards the mean and the unbiased variance; inside a `functional_call` it leaves both
-    there instead. A `functional_call`, or `trainable = False`, may freeze it: then it trains with
-    its averages in their place, as it answers. For the backward pass it keeps the input only and
-    computes the rest again.
+    there instead. A `functional_call`, or without one `trainable = False`, may freeze it: then it
+    trains with its averages in their place, as it answers. For the backward pass it keeps the input
+    only and computes the rest again.
 
     Args:
       activation: `"swish"`, `"elu"` or None.
@@ -77,7 +77,7 @@ class BatchNormalization(keras.layers.Layer):
             if call and call.folded:
                 raise ValueError(f"{self.path} has no statistics of its own: it is folded.")
             gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-            if not self.trainable or (call and call.frozen):
+            if call.frozen if call else not self.trainable:
                 y = self._normalize_frozen(x, gamma, beta, call.jit_compile if call else "none")
             else:
                 y = self._normalize_batch(x, gamma, beta)
