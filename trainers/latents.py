@@ -1,6 +1,6 @@
 """Shows what the latent groups encode: `nvae-latents --workdir=DIR --mode=MODE`.
 
-Every mode makes a grid of images:
+Every mode makes a sheet of images:
 
   reconstruct   images above their reconstructions
   interpolate   one row for the way from each image, or seed, to the next
@@ -61,7 +61,7 @@ _DRAWS = 7
 _BATCH = 64  # pictures of a class that are held at a time
 
 _find_model = define_model_flags()
-_MODE = flags.DEFINE_enum("mode", None, list(_FLAGS_OF_MODE), "Grid to make.", required=True)
+_MODE = flags.DEFINE_enum("mode", None, list(_FLAGS_OF_MODE), "Sheet to make.", required=True)
 _OUTPUT = flags.DEFINE_string(
     "output",
     "latents.png",
