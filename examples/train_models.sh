@@ -59,6 +59,12 @@ for preset in "$@"; do
             --config.data.data_dir="$images" --config.train.steps=2900 \
             --config.train.kl_anneal_portion=0.001 --config.optimizer.learning_rate=4e-3
         run=$run-further
+    elif [ "$preset" = fashion_mnist ]; then
+        nvae-train --preset=fashion_mnist --init_from="$run" --workdir="$run-further" \
+            --config.data.data_dir="$images" --config.train.steps=5500 \
+            --config.train.kl_anneal_portion=0.001 --config.optimizer.learning_rate=4e-3 \
+            --config.train.seed=1
+        run=$run-further
     fi
     [ -d "$directory/models/$preset" ] ||
         nvae-save-preset --workdir="$run" --output="$directory/models/$preset" --mantissa_bits=12
