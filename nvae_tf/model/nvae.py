@@ -19,7 +19,7 @@ from nvae_tf.model.distributions import ImageDistribution, ResidualNormal, image
 from nvae_tf.model.layers.context import functional_call
 from nvae_tf.model.layers.convolution import WeightNormConvolution
 from nvae_tf.model.layers.flow import AutoregressiveFlow
-from nvae_tf.model.pretrained import Pretrained, builtin_names, save
+from nvae_tf.model.pretrained import Pretrained, builtin_names, is_saved_model, save
 from nvae_tf.model.stacks import Values, read_values
 from nvae_tf.model.towers import Towers
 from nvae_tf.noise import normal_rows
@@ -164,7 +164,7 @@ class NVAE(Towers):
         ```
         """
         name = os.fspath(preset)
-        alone = name not in builtin_names() and not os.path.isdir(name)
+        alone = name not in builtin_names() and not is_saved_model(name)
         if not load_weights and name in presets.names() and alone:
             return cls(presets.get(name).model, **kwargs)
         found = Pretrained.find(name)
@@ -476,15 +476,22 @@ class NVAE(Towers):
             "nvae-train (or trainers.run.experiment.train), and measure with nvae-evaluate."
         )
 
-    def export(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def export(
+        self,
+        filepath: str | os.PathLike,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Does what `keras.Model.export` does, by default for batches of any size.
 
         The SavedModel's answer is that of `call`. `nvae-export` writes one that samples, encodes
         and measures (docs/serving.md).
         """
         images = tf.TensorSpec((None, *self.config.image_shape), tf.float32, name="images")
-        kwargs.setdefault("input_signature", [images])
-        super().export(filepath, *args, **kwargs)
+        signature = [images] if input_signature is None else input_signature
+        super().export(filepath, format, verbose, signature, **kwargs)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -307,18 +308,30 @@ class Towers(keras.Model):
                 "training run. Call it inside of functional_call, or by way of an InferenceModel."
             )
 
-    def save_own_variables(self, store: Any) -> None:
-        """Does what Keras does; it is part of `save` and `save_weights`.
+    def save(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Does what `keras.Model.save` does.
 
         Raises:
           RuntimeError: The model is a `structure`, which has no values to save.
         """
+        self._require_own_values()
+        super().save(filepath, *args, **kwargs)
+
+    def save_weights(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Does what `keras.Model.save_weights` does.
+
+        Raises:
+          RuntimeError: The model is a `structure`, which has no values to save.
+        """
+        self._require_own_values()
+        super().save_weights(filepath, *args, **kwargs)
+
+    def _require_own_values(self) -> None:
         if not self.has_own_values:
             raise RuntimeError(
                 "This model is structure alone: its values are elsewhere, so it cannot save them. "
                 "`TrainedModel.of_run(workdir).load()` gives a model with the values of a run."
             )
-        super().save_own_variables(store)
 
     def convolutions(self) -> list[Convolution]:
         """Returns all convolutions, in the order of construction."""

@@ -72,17 +72,28 @@ def test_a_traced_function_follows_the_weights_without_a_new_trace(model):
 def test_another_model_does_not_see_the_scope(model):
     keras.utils.set_random_seed(1)
     other, noise = NVAE(model.config), model.draw_noise(2, (0, 1))
-    own, images = model.generate(2, 1.0, noise), random_images(model.config)
+    images, structure = random_images(model.config), NVAE.structure(model.config)
     expected = other.generate(2, 1.0, noise)
-    structure = NVAE.structure(model.config)
-    for scope in (InferenceModel(model).scope(), functional_call(model, values_of(model))):
+    half = values_of(model, 0.5)
+    with functional_call(model, half):
+        halved = model.generate(2, 1.0, noise)
+    assert np.abs(halved - model.generate(2, 1.0, noise)).max() > 1e-3
+    for part, scope in (
+        (model, functional_call(model, half)),
+        (model, InferenceModel(model, half).scope()),
+        (structure, functional_call(structure, half)),
+        (structure, InferenceModel(structure, half).scope()),
+    ):
         with scope:
             assert_same(other.generate(2, 1.0, noise), expected)
             assert_same(InferenceModel(other).generate(2, 1.0, noise), expected)
-            with InferenceModel(other).scope():
-                assert_same(model.generate(2, 1.0, noise), own)
-            with pytest.raises(RuntimeError, match="structure alone"):
-                structure.generate(2, 1.0, noise)
+            for inner in (InferenceModel(other).scope(), functional_call(other, values_of(other))):
+                with inner:
+                    assert_same(part.generate(2, 1.0, noise), halved)
+                    assert_same(other.generate(2, 1.0, noise), expected)
+            assert_same(part.generate(2, 1.0, noise), halved)
+    with functional_call(model, half), pytest.raises(RuntimeError, match="structure alone"):
+        structure.generate(2, 1.0, noise)
     averages = [average.numpy() for average in other.moving_averages()]
     with functional_call(model):
         other.infer(images, training=True)

@@ -98,21 +98,28 @@ def test_without_weights(directory, model, tmp_path, monkeypatch):
     assert np.any(fresh.stem.kernel.numpy() != model.stem.kernel.numpy())
     quickstart = presets.get("quickstart").model
     assert NVAE.from_preset("quickstart", load_weights=False).config == quickstart
-    # A directory of that name is taken with weights as without.
+    # A saved model of that name is taken with weights as without; another directory is not.
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(directory, "quickstart")
+    os.mkdir("quickstart")
+    assert NVAE.from_preset("quickstart", load_weights=False).config == quickstart
+    shutil.copytree(directory, "quickstart", dirs_exist_ok=True)
     for load_weights in (True, False):
         path = pathlib.Path("quickstart")
         assert NVAE.from_preset(path, load_weights=load_weights).config == model.config
 
 
 def test_a_structure_has_nothing_to_save(model, tmp_path):
-    structure = NVAE.structure(model.config)
-    with pytest.raises(RuntimeError, match="structure alone.*cannot save"):
-        structure.save_to_preset(tmp_path / "preset")
-    with pytest.raises(RuntimeError, match="structure alone.*cannot save"):
-        structure.save_weights(tmp_path / "a.weights.h5")
-    assert not (tmp_path / "preset").exists()
+    structure, path = NVAE.structure(model.config), tmp_path / "a.weights.h5"
+    model.save_weights(path)
+    before = path.read_bytes()
+    for save in (
+        lambda: structure.save_to_preset(tmp_path / "preset"),
+        lambda: structure.save_weights(path, overwrite=True),
+        lambda: structure.save(tmp_path / "a.keras"),
+    ):
+        with pytest.raises(RuntimeError, match="structure alone.*cannot save"):
+            save()
+    assert os.listdir(tmp_path) == [path.name] and path.read_bytes() == before
 
 
 def test_a_run_is_no_preset(model, tmp_path):

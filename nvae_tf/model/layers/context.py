@@ -33,6 +33,8 @@ class Call:
     Attributes:
       layers: The layer that is called, and all layers inside of it.
       outer: The call in whose scope this one is.
+      values: The variables whose values come from the caller, and these values. Those of `outer`
+        are among them if it is a call of something else, for Keras knows one scope at a time.
       owner: Who made the call, to tell it from those of others; None if nobody asks.
       has_values: Whether the values of the variables come from the caller.
       kernels: Effective kernels by the path of the kernel's variable; what is not there is
@@ -52,6 +54,7 @@ class Call:
 
     layers: frozenset[keras.layers.Layer]
     outer: Call | None
+    values: list[tuple[keras.Variable, tf.Tensor]]
     owner: object | None
     has_values: bool
     kernels: Mapping[str, tf.Tensor]
@@ -120,9 +123,12 @@ def functional_call(
     """
     replicas = replicas or replicas_of_context()
     outer: Call | None = getattr(_local, "call", None)
+    own = [(v, values[v.path]) for v in layer.variables if v.path in values] if values else []
+    others = outer.values if outer and layer not in outer.layers else []
     call = Call(
         layers=frozenset(layer._flatten_layers()),
         outer=outer,
+        values=[*others, *own],
         owner=owner,
         has_values=values is not None,
         kernels=kernels or {},
@@ -136,9 +142,8 @@ def functional_call(
     )
     with contextlib.ExitStack() as scope:
         if values is not None:
-            own = [(v, values[v.path]) for v in layer.variables if v.path in values]
             # Keras would create all variables that have no value yet when the scope ends.
-            scope.enter_context(keras.StatelessScope(own, initialize_variables=False))
+            scope.enter_context(keras.StatelessScope(call.values, initialize_variables=False))
         _local.call = call
         try:
             yield call

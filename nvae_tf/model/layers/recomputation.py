@@ -14,6 +14,7 @@ import tensorflow as tf
 from nvae_tf.model.compilation import not_before
 from nvae_tf.model.layers.context import Call, functional_call
 from nvae_tf.model.layers.convolution import Convolution
+from nvae_tf.model.layers.normalization import BatchNormalization
 from nvae_tf.model.stacks import read_values
 
 
@@ -31,7 +32,12 @@ def recompute(
     convolutions = [part for part in layer._flatten_layers() if isinstance(part, Convolution)]
     kernels = {part.kernel.path: part.effective_kernel() for part in convolutions}
     values = read_values(layer.variables)
-    averages = [variable.path for variable in layer.variables if not variable.trainable]
+    averages = [
+        variable.path
+        for part in layer._flatten_layers()
+        if isinstance(part, BatchNormalization)
+        for variable in (part.moving_mean, part.moving_variance)
+    ]
 
     def run(
         x: tf.Tensor, tensors: Sequence[tf.Tensor], known: Mapping[str, tf.Tensor] | None = None
@@ -46,8 +52,8 @@ def recompute(
             known=known,
         ) as inner:
             y = compute(x)
-        # Frozen normalisations, and those that do not train, leave no statistics.
-        return y, [inner.statistics[path] for path in averages if path in inner.statistics]
+        # Frozen normalisations, and those that do not train, leave no statistics: all or none.
+        return y, [inner.statistics[path] for path in averages if inner.statistics]
 
     @tf.custom_gradient
     def twice(x: tf.Tensor, *tensors: tf.Tensor) -> tuple:
