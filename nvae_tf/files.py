@@ -44,10 +44,13 @@ def new_file(path: str | os.PathLike) -> Iterator[str]:
     temporary = os.path.join(os.path.dirname(path), _temporary_name())
     with open(temporary, "xb"):  # not what somebody else has put there
         pass
+    mode = os.stat(path).st_mode if os.path.exists(path) else None
     try:
-        if os.path.exists(path):
-            shutil.copymode(path, temporary)
+        if mode is not None:  # nobody may read more of it meanwhile
+            os.chmod(temporary, mode | stat.S_IWUSR)
         yield temporary
+        if mode is not None:
+            os.chmod(temporary, mode)
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
@@ -118,8 +121,8 @@ def new_directory(path: str | os.PathLike) -> Iterator[str]:
 
     Raises:
       ValueError: if `path` exists and is not an empty directory, or is a mount point.
-      OSError: if the directory cannot get its name in the end, because something else has it by
-        then; the message says where it stays.
+      OSError: if the directory cannot get its name in the end, such as because something else has
+        it by then; the message says where it stays.
     """
     check_new_directory(path)
     path = os.path.realpath(path)
@@ -134,8 +137,8 @@ def new_directory(path: str | os.PathLike) -> Iterator[str]:
         os.rename(temporary, path)
     except OSError as error:
         raise OSError(
-            f"{path!r} has become something else meanwhile ({error.strerror}); the new directory "
-            f"is {temporary!r}."
+            f"The new directory {temporary!r} stays, because it cannot be renamed to {path!r}: "
+            f"{error.strerror}."
         ) from error
 
 

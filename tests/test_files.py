@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import math
 import os
+import pathlib
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ from nvae_tf.files import (
     locked,
     make_cache,
     new_directory,
+    new_file,
     read_arrays,
     read_json,
     to_json,
@@ -64,7 +66,7 @@ def test_directories_appear_whole_or_not_at_all(tmp_path):
 def test_a_result_stays_if_its_place_is_taken_meanwhile(tmp_path):
     path = tmp_path / "new"
     with (
-        pytest.raises(OSError, match="has become something else meanwhile.*the new dir") as error,
+        pytest.raises(OSError, match="The new directory .* stays, .*: Directory not") as error,
         new_directory(path) as directory,
     ):
         write_atomically(f"{directory}/a.json", "one")
@@ -76,9 +78,12 @@ def test_a_result_stays_if_its_place_is_taken_meanwhile(tmp_path):
 def test_a_file_that_is_replaced_keeps_its_mode_and_may_have_a_long_name(tmp_path):
     path = tmp_path / ("a" * 255)
     write_atomically(path, "one")
-    path.chmod(0o600)
-    write_atomically(path, "two")
-    assert path.read_text() == "two" and path.stat().st_mode & 0o777 == 0o600
+    for mode in (0o600, 0o444):
+        path.chmod(mode)
+        with new_file(path) as temporary:
+            assert os.stat(temporary).st_mode & 0o777 == mode | 0o200
+            pathlib.Path(temporary).write_text("two")
+        assert path.read_text() == "two" and path.stat().st_mode & 0o777 == mode
 
 
 def test_arrays_come_back_whole_or_not_at_all(tmp_path, caplog):
