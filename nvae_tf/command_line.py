@@ -197,6 +197,8 @@ def usage_errors(argv: Sequence[str] = ()) -> Iterator[None]:
         sys.exit(f"Error: unexpected argument {argv[1]!r}; options look like --name=value.")
     try:
         yield
+    except BrokenPipeError:  # nobody reads what is printed: nothing that the user could correct
+        raise
     except (ValueError, OSError, ImportError, *_SYSTEM_ERRORS) as error:
         logging.debug("The error was raised here:", exc_info=True)  # --verbosity=1 shows it
         line = " ".join(str(error).split())

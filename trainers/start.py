@@ -19,7 +19,8 @@ import types
 _VERBOSE = "--verbose"  # shows the log instead
 _INTERRUPTED = 130  # the exit code of shells' commands that Ctrl-C ended
 _UNREAD = 141  # of those that SIGPIPE ended
-_TERMINATED = 143  # and of those that SIGTERM ended
+# Their defaults end the process at once, and would leave half-written files.
+_ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def _start(name: str) -> None:
@@ -28,15 +29,17 @@ def _start(name: str) -> None:
         sys.argv.remove(_VERBOSE)
     else:
         _Log()
-    # Its default ends the process at once, and would leave half-written files.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         program = importlib.import_module(name)
         _adopt_help(program)
         try:
             program.run()
         finally:
-            sys.stdout.flush()
+            if sys.stdout:  # it may have been closed at the start
+                sys.stdout.flush()
     except KeyboardInterrupt:  # training has stopped in order then; see trainers/run/signals.py
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:  # such as of `nvae-train --help | head`

@@ -66,6 +66,36 @@ def test_a_reader_that_has_enough_gets_no_traceback():
     assert (process.returncode, process.stderr) == (141, b"")
 
 
+def test_what_nobody_reads_is_no_error_of_the_user():
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = (
+        "import trainers.start, types, sys\n"
+        "def speak():\n"
+        "  from nvae_tf.command_line import usage_errors\n"
+        "  with usage_errors():\n    print('x', flush=True)\n"
+        "sys.modules['p'] = types.SimpleNamespace(run=speak, __name__='p', __doc__='d')\n"
+        "trainers.start._start('p')"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, b"")
+
+
+def test_without_standard_output_the_status_stays():
+    code = (
+        "import trainers.start, types, sys\n"
+        "sys.stdout = None  # as Python has it if it was closed\n"
+        "run = lambda: sys.exit(75)\n"
+        "sys.modules['p'] = types.SimpleNamespace(run=run, __name__='p', __doc__='d')\n"
+        "trainers.start._start('p')"
+    )
+    process = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False)
+    assert (process.returncode, process.stderr) == (75, b"")
+
+
 def test_ctrl_c_needs_no_traceback():
     code = (
         "import trainers.start, types, sys\n"
@@ -78,13 +108,14 @@ def test_ctrl_c_needs_no_traceback():
     assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
 
 
-def test_sigterm_leaves_nothing_half_written(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_signals_leave_nothing_half_written(tmp_path, number):
     code = (
         "import trainers.start, types, sys, os, signal\n"
         "def run():\n"
         "  from nvae_tf.files import new_file\n"
         "  with new_file(sys.argv[1]):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"    os.kill(os.getpid(), {number:d})\n"
         "sys.modules['p'] = types.SimpleNamespace(run=run, __name__='p', __doc__='d')\n"
         "trainers.start._start('p')"
     )
@@ -94,7 +125,7 @@ def test_sigterm_leaves_nothing_half_written(tmp_path):
         capture_output=True,
         check=False,
     )
-    assert (process.returncode, process.stdout, process.stderr) == (143, b"", b"")
+    assert (process.returncode, process.stdout, process.stderr) == (128 + number, b"", b"")
     assert not os.listdir(tmp_path)
 
 
