@@ -8,9 +8,9 @@ from nvae_tf.config import ExperimentConfig
 _START = """# Configuration
 
 Every field of a configuration is an option of `nvae-train`: `--config.SECTION.FIELD=VALUE`. A field
-that an option does not name has the value of the [preset](presets.md), and without a preset the
-default below. Several numbers are written as `"(32, 32, 3)"`. In Python, the sections are the
-dataclasses `ModelConfig`, `DataConfig`, `OptimizerConfig` and `TrainConfig` of an
+that neither an option nor the [preset](presets.md) names has the default below; without a preset, a
+run that goes on keeps its own. Several numbers are written as `"(32, 32, 3)"`. In Python, the
+sections are the dataclasses `ModelConfig`, `DataConfig`, `OptimizerConfig` and `TrainConfig` of an
 `ExperimentConfig`; a value that is not allowed is a `ValueError`.
 
 Other programs read the configuration from the run or the trained model, and have options for those
