@@ -58,8 +58,8 @@ def main(argv: list[str]) -> None:
     state.step.assign(done)
     if state.average:
         state.weights.assign(state.average.values())
-    workdir.write_images({split: describe(images[split]) for split in splits})
     Checkpointer(trainer, workdir).save()
+    workdir.write_images({split: describe(images[split]) for split in splits})
     workdir.write_config(config)  # last: it makes a run of the directory
     print(f"{workdir.path}: {done} steps")
 
