@@ -116,6 +116,7 @@ def test_signals_leave_nothing_half_written(tmp_path, number):
         "  from nvae_tf.files import new_file\n"
         "  with new_file(sys.argv[1]):\n"
         f"    os.kill(os.getpid(), {number:d})\n"
+        f"signal.signal({number:d}, signal.SIG_DFL)\n"  # nohup may have started this test
         "sys.modules['p'] = types.SimpleNamespace(run=run, __name__='p', __doc__='d')\n"
         "trainers.start._start('p')"
     )
