@@ -68,31 +68,43 @@ def define_model_flags() -> Callable[[], TrainedModel]:
     return find
 
 
-def define_config_flag(description: str, sections: Sequence[str] | None = None) -> None:
-    """Defines `--config.SECTION.FIELD=VALUE` for the fields of `ExperimentConfig`.
-
-    The program takes what is not given from a preset, a run or a trained model. ml_collections
-    reads the arguments when the flag is defined, and its error for an unknown field is not clear;
-    so the fields are checked before, and wrong ones end the program.
+def define_config_flag(description: str) -> None:
+    """Defines `--config.SECTION.FIELD=VALUE` for all fields, for a program that makes a model.
 
     Args:
-      description: What `--help` says first; the fields and their values follow.
-      sections: The sections of a trained model whose fields may be others; None: the program makes
-        a model of its own, and all are allowed.
+      description: What `--help` says first; the fields, their defaults and values follow.
     """
-    defaults = dataclasses.asdict(ExperimentConfig())
-    allowed = {name: defaults[name] for name in sections or defaults}
+    _define_config(description, dataclasses.asdict(ExperimentConfig()), defaults=True)
+
+
+def define_images_flag() -> None:
+    """Defines `--config.data.FIELD=VALUE`, for a program that asks a trained model.
+
+    The run or the preset has the values of fields that are not given.
+    """
+    data = dataclasses.asdict(DataConfig())
+    description = "The images, if they are not those of the run or the preset."
+    _define_config(description, {"data": data}, defaults=False)
+
+
+def _define_config(
+    description: str, sections: Mapping[str, Mapping[str, Any]], defaults: bool
+) -> None:
+    """Defines the flag of some sections of the configuration.
+
+    ml_collections reads the arguments when the flag is defined, and its error for an unknown field
+    is not clear; so the fields are checked before, and wrong ones end the program.
+    """
     with usage_errors():
         paths = _paths_given("config")
         check_fields(paths)
         for path in paths:
-            if path.partition(".")[0] not in allowed:
+            if path.partition(".")[0] not in sections:
                 raise ValueError(
                     f"--config.{path} cannot change a trained model; this program has "
-                    f"{', '.join(f'--config.{name}.*' for name in allowed)} only."
+                    f"{', '.join(f'--config.{name}.*' for name in sections)} only."
                 )
-    lines = _help_of(allowed, defaults=sections is None)
-    _define_fields("config", allowed, f"{description}\n{lines}")
+    _define_fields("config", sections, f"{description}\n{_help_of(sections, defaults)}")
 
 
 def define_data_flag(name: str, description: str) -> None:
@@ -108,9 +120,9 @@ def define_data_flag(name: str, description: str) -> None:
     _define_fields(name, fields, f"{description}\nFields: {', '.join(fields)}.")
 
 
-def _define_fields(name: str, fields: dict[str, Any], text: str) -> None:
+def _define_fields(name: str, fields: Mapping[str, Any], text: str) -> None:
     """Defines a flag whose parts are the fields of a dictionary."""
-    config_flags.DEFINE_config_dict(name, config_dict.ConfigDict(fields), text)
+    config_flags.DEFINE_config_dict(name, config_dict.ConfigDict(dict(fields)), text)
     flags.FLAGS[name].default_as_str = None  # the text has what there is to know
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
@@ -135,7 +147,7 @@ def _help_of(sections: Mapping[str, Mapping[str, Any]], defaults: bool) -> str:
 
 
 def config_changes(config: ExperimentConfig) -> ExperimentConfig:
-    """Returns a configuration with the changes that the flags of `define_config_flag` ask for.
+    """Returns a configuration with the changes that the flag `--config` asks for.
 
     Raises:
       ValueError: A value is not allowed.

@@ -22,7 +22,7 @@ from nvae_tf.command_line import (
     MAX_IMAGES,
     MAX_SEED,
     config_changes,
-    define_config_flag,
+    define_images_flag,
     define_model_flags,
     usage_errors,
     use_devices,
@@ -199,7 +199,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-complete`."""
-    define_config_flag("The images, if they are not those of the run or the preset.", ["data"])
+    define_images_flag()
     app.run(main)
 
 

@@ -19,8 +19,8 @@ from nvae_tf.command_line import (
     MAX_SEED,
     config_changes,
     data_changes,
-    define_config_flag,
     define_data_flag,
+    define_images_flag,
     define_model_flags,
     usage_errors,
     use_devices,
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-detect`."""
-    define_config_flag("The images, if they are not those of the run or the preset.", ["data"])
+    define_images_flag()
     define_data_flag(
         "novel",
         "--novel.FIELD=VALUE: a second set of images, to be told from the first one, from which it "

@@ -1,7 +1,6 @@
 """Makes a workdir from a checkpoint of the paper's released code. See docs/importing.md.
 
-After `nvae-import-nvlabs --checkpoint=F.pt --workdir=DIR` all other programs accept
-the workdir.
+After `nvae-import-nvlabs --checkpoint=F.pt --workdir=DIR` all other programs accept the workdir.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from nvae_tf.command_line import (
     check_flags_of_mode,
     config_changes,
-    define_config_flag,
+    define_images_flag,
     define_model_flags,
     usage_errors,
     use_devices,
@@ -266,7 +266,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of `nvae-latents`."""
-    define_config_flag("The images, if they are not those of the run or the preset.", ["data"])
+    define_images_flag()
     app.run(main)
 
 

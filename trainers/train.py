@@ -91,11 +91,10 @@ def main(argv: list[str]) -> None:
         use_devices(training=True)
         log_warnings_only()
         try:
-            complete = train(config, workdir, steps, init_from)
+            if not train(config, workdir, steps, init_from):
+                sys.exit(STOPPED)
         except DivergedError as error:
             sys.exit(f"Error: {error}")
-        if not complete:
-            sys.exit(STOPPED)
 
 
 def run() -> None:

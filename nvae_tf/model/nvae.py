@@ -164,8 +164,8 @@ class NVAE(Towers):
         ```
         """
         name = os.fspath(preset)
-        alone = name not in builtin_names() and not is_saved_model(name)
-        if not load_weights and name in presets.names() and alone:
+        is_saved = name in builtin_names() or is_saved_model(name)
+        if not load_weights and name in presets.names() and not is_saved:
             return cls(presets.get(name).model, **kwargs)
         found = Pretrained.find(name)
         model = cls(found.config.model, **kwargs)

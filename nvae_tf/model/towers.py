@@ -20,10 +20,10 @@ from nvae_tf.model.layers.context import current_call
 from nvae_tf.model.layers.convolution import Convolution, WeightNormConvolution
 from nvae_tf.model.layers.flow import AutoregressiveFlow
 from nvae_tf.model.layers.folding import Fold
-from nvae_tf.model.layers.normalization import BatchNormalization
+from nvae_tf.model.layers.normalization import BatchNormalization, moving_averages
 
 Shape: TypeAlias = tuple[None, int, int, int]
-COMPUTE_TYPES = ("float32", "float16", "bfloat16")
+_COMPUTE_TYPES = ("float32", "float16", "bfloat16")
 _Layer = TypeVar("_Layer", bound=keras.layers.Layer)
 
 
@@ -61,9 +61,9 @@ class Towers(keras.Model):
                 "ExperimentConfig has one, as its `model`."
             )
         super().__init__(name=name, **kwargs)
-        if self.compute_dtype not in COMPUTE_TYPES:
+        if self.compute_dtype not in _COMPUTE_TYPES:
             raise ValueError(
-                f"Activations are {', '.join(COMPUTE_TYPES)}; received {self.compute_dtype}."
+                f"Activations are {', '.join(_COMPUTE_TYPES)}; received {self.compute_dtype}."
             )
         self.config = config
         # Layers inside of a `LatentGroup` are invisible to Keras, so all of them stand here, too.
@@ -343,11 +343,7 @@ class Towers(keras.Model):
 
     def moving_averages(self) -> list[keras.Variable]:
         """Returns mean and variance of each batch normalisation, in the order of construction."""
-        return [
-            variable
-            for layer in self.batch_normalizations()
-            for variable in (layer.moving_mean, layer.moving_variance)
-        ]
+        return moving_averages(self._flatten_layers())
 
     def learned_variables(self) -> list[keras.Variable]:
         """Returns all variables but the moving averages, whether `trainable` is set or not."""

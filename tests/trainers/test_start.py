@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 
 import pytest
 
@@ -53,109 +54,92 @@ def test_verbose_shows_the_log(monkeypatch):
     assert process.returncode == 0 and "oneDNN" in process.stderr
 
 
-def test_a_reader_that_has_enough_gets_no_traceback():
+def start(program, *arguments, before="", **options):
+    """Runs a program as a console script does.
+
+    Args:
+      program: The body of its `run`, Python in one line or more.
+      *arguments: What it gets.
+      before: Python that runs before it is started.
+      **options: Those of `subprocess.run`.
+    """
+    code = (
+        "import os, signal, sys, types\n"
+        "import trainers.start\n"
+        f"def run():\n{textwrap.indent(program, '  ')}\n"
+        "sys.modules['program'] = types.SimpleNamespace(run=run, __name__='p', __doc__='d')\n"
+        f"{before}\n"
+        "trainers.start._start('program')"
+    )
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.run([sys.executable, "-c", code, *arguments], check=False, **options)
+
+
+@pytest.fixture
+def unread():
+    """A file to write to, of which nobody reads any more, as `head` does to a pipe."""
     reader, writer = os.pipe()
-    os.close(reader)  # as `head` does, in `nvae-sample --help | head`
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+def test_a_reader_that_has_enough_gets_no_traceback(unread):
     process = subprocess.run(
         [sys.executable, "-c", "from trainers.start import sample; sample()", "--help"],
-        stdout=writer,
+        stdout=unread,
         stderr=subprocess.PIPE,
         check=False,
     )
-    os.close(writer)
     assert (process.returncode, process.stderr) == (141, b"")
 
 
-def test_what_nobody_reads_is_no_error_of_the_user():
-    reader, writer = os.pipe()
-    os.close(reader)
-    code = (
-        "import trainers.start, types, sys\n"
-        "def speak():\n"
-        "  from nvae_tf.command_line import usage_errors\n"
-        "  with usage_errors():\n    print('x', flush=True)\n"
-        "sys.modules['p'] = types.SimpleNamespace(run=speak, __name__='p', __doc__='d')\n"
-        "trainers.start._start('p')"
+def test_what_nobody_reads_is_no_error_of_the_user(unread):
+    process = start(
+        "from nvae_tf.command_line import usage_errors\n"
+        "with usage_errors():\n  print('x', flush=True)",
+        stdout=unread,
     )
-    process = subprocess.run(
-        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False
-    )
-    os.close(writer)
     assert (process.returncode, process.stderr) == (141, b"")
 
 
 def test_without_standard_output_the_status_stays():
-    code = (
-        "import trainers.start, types, sys\n"
-        "sys.stdout = None  # as Python has it if it was closed\n"
-        "run = lambda: sys.exit(75)\n"
-        "sys.modules['p'] = types.SimpleNamespace(run=run, __name__='p', __doc__='d')\n"
-        "trainers.start._start('p')"
-    )
-    process = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False)
+    # What Python has if it was closed.
+    process = start("sys.exit(75)", before="sys.stdout = None")
     assert (process.returncode, process.stderr) == (75, b"")
 
 
 def test_ctrl_c_needs_no_traceback():
-    code = (
-        "import trainers.start, types, sys\n"
-        "def interrupted():\n  raise KeyboardInterrupt\n"
-        "program = types.SimpleNamespace(run=interrupted, __name__='p', __doc__='d')\n"
-        "sys.modules['program'] = program\n"
-        "trainers.start._start('program')"
-    )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    process = start("raise KeyboardInterrupt")
     assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signals_leave_nothing_half_written(tmp_path, number):
-    code = (
-        "import trainers.start, types, sys, os, signal\n"
-        "def run():\n"
-        "  from nvae_tf.files import new_file\n"
-        "  with new_file(sys.argv[1]):\n"
-        f"    os.kill(os.getpid(), {number:d})\n"
-        f"signal.signal({number:d}, signal.SIG_DFL)\n"  # nohup may have started this test
-        "sys.modules['p'] = types.SimpleNamespace(run=run, __name__='p', __doc__='d')\n"
-        "trainers.start._start('p')"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "x.npy"],
+    process = start(
+        "from nvae_tf.files import new_file\n"
+        f"with new_file(sys.argv[1]):\n  os.kill(os.getpid(), {number:d})",
+        tmp_path / "x.npy",
+        before=f"signal.signal({number:d}, signal.SIG_DFL)",  # nohup may have started this test
         env=os.environ | {"TMPDIR": str(tmp_path)},
-        capture_output=True,
-        check=False,
     )
     assert (process.returncode, process.stdout, process.stderr) == (128 + number, b"", b"")
     assert not os.listdir(tmp_path)
 
 
 def test_a_crash_of_a_library_is_seen():
-    code = (
-        "import trainers.start, types, sys, os\n"
-        "sys.modules['p'] = types.SimpleNamespace(run=os.abort, __name__='p', __doc__='d')\n"
-        "trainers.start._start('p')"
-    )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    process = start("os.abort()")
     assert (
         process.returncode == -signal.SIGABRT and b"Fatal Python error: Aborted" in process.stderr
     )
 
 
 def test_a_crash_names_the_log(tmp_path):
-    code = (  # which Python 3.13 prints, so the text is not in it as a whole
-        "import trainers.start, types, sys, os\n"
-        "def crash():\n  os.write(2, b'from ' + b'the library'); raise RuntimeError('unexpected')\n"
-        "sys.modules['program'] = types.SimpleNamespace(run=crash, __name__='p', __doc__='d')\n"
-        "trainers.start._start('program')"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code],
+    process = start(  # which Python 3.13 prints, so the text is not in it as a whole
+        "os.write(2, b'from ' + b'the library'); raise RuntimeError('unexpected')",
         env=os.environ | {"TMPDIR": str(tmp_path)},
-        capture_output=True,
         text=True,
         timeout=100,
-        check=False,
     )
     (log,) = glob.glob(f"{tmp_path}/nvae-*.log")
     assert process.stderr.endswith(f"RuntimeError: unexpected\nTensorFlow's log: {log}\n")

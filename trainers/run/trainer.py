@@ -194,8 +194,8 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seeds Keras's initialisers, and leaves a caller's random numbers as they were.
 
     A search for good settings, which trains several models in a process, would otherwise draw the
-    same settings after each of them. Keras draws the seed of each initialiser from
-    Python's generator, and uses no other one.
+    same settings after each of them. Keras draws the seed of each initialiser from Python's
+    generator, and uses no other one.
     """
     before = random.getstate()
     random.seed(seed)

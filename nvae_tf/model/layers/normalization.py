@@ -5,7 +5,7 @@ The paper's section 3.2 recomputes activations to save memory; docs/model.md has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -23,6 +23,16 @@ _AXES = [0, 1, 2]
 def move_average(average: tf.Tensor, statistic: tf.Tensor) -> tf.Tensor:
     """Returns a moving average (C,) after a step whose batch had this statistic (C,)."""
     return MOMENTUM * average + (1 - MOMENTUM) * statistic
+
+
+def moving_averages(layers: Iterable[keras.layers.Layer]) -> list[keras.Variable]:
+    """Returns mean and variance of each batch normalisation among some layers, in their order."""
+    return [
+        average
+        for layer in layers
+        if isinstance(layer, BatchNormalization)
+        for average in (layer.moving_mean, layer.moving_variance)
+    ]
 
 
 @keras.saving.register_keras_serializable(package="nvae_tf")

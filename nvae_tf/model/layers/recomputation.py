@@ -14,7 +14,7 @@ import tensorflow as tf
 from nvae_tf.model.compilation import not_before
 from nvae_tf.model.layers.context import Call, functional_call
 from nvae_tf.model.layers.convolution import Convolution
-from nvae_tf.model.layers.normalization import BatchNormalization
+from nvae_tf.model.layers.normalization import moving_averages
 from nvae_tf.model.stacks import read_values
 
 
@@ -32,12 +32,7 @@ def recompute(
     convolutions = [part for part in layer._flatten_layers() if isinstance(part, Convolution)]
     kernels = {part.kernel.path: part.effective_kernel() for part in convolutions}
     values = read_values(layer.variables)
-    averages = [
-        variable.path
-        for part in layer._flatten_layers()
-        if isinstance(part, BatchNormalization)
-        for variable in (part.moving_mean, part.moving_variance)
-    ]
+    averages = [average.path for average in moving_averages(layer._flatten_layers())]
 
     def run(
         x: tf.Tensor, tensors: Sequence[tf.Tensor], known: Mapping[str, tf.Tensor] | None = None
