@@ -33,7 +33,7 @@ def model_card(trained: TrainedModel) -> str:
     """
     config, step = trained.config, trained.step
     portion = config.train.frozen_batch_norm_portion
-    frozen = f" batch normalisation frozen in the last {portion:.0%} of them," if portion else ""
+    frozen = f" batch normalisation frozen in the last {100 * portion:g}% of them," if portion else ""
     height, width, channels = config.model.content_shape
     data = config.data
     fields = {
@@ -55,7 +55,7 @@ def model_card(trained: TrainedModel) -> str:
         "batch": config.train.global_batch_size,
         "learning_rate": config.optimizer.learning_rate,
         "learning_rate_min": config.optimizer.learning_rate_min,
-        "anneal": f"{config.train.kl_anneal_portion:.0%}",
+        "anneal": f"{100 * config.train.kl_anneal_portion:g}%",
         "frozen": frozen,
         "regularization": config.train.weight_decay_norm,
         "precision": config.train.precision,
