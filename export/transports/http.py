@@ -137,9 +137,33 @@ class _Connection(HTTPConnection):
         self._end = end
 
     def connect(self) -> None:
-        self.timeout = _seconds_until(self._end)
         super().connect()
         self.sock = _LimitedSocket(self.sock, self._end, MAX_REPLY)
+
+    def _new_conn(self) -> socket.socket:
+        """Connects to the first of the host's addresses that answers before the end.
+
+        urllib3 would give each of them the whole time.
+        """
+        try:
+            found = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise exceptions.NameResolutionError(self.host, self, error) from error
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in found:
+            connecting = socket.socket(family, kind, protocol)
+            try:
+                for option in self.socket_options or ():
+                    connecting.setsockopt(*option)
+                connecting.settimeout(_seconds_until(self._end))
+                connecting.connect(address)
+                return connecting
+            except OSError as error:
+                connecting.close()
+                failure = error
+        if isinstance(failure, TimeoutError):
+            raise exceptions.ConnectTimeoutError(self, "timed out") from failure
+        raise exceptions.NewConnectionError(self, str(failure)) from failure
 
 
 class _Pool(urllib3.HTTPConnectionPool):

@@ -1,7 +1,9 @@
 """Replies of servers that are broken or hostile: one clear error, in time, and without a file."""
 
+import contextlib
 import itertools
 import json
+import socket
 import time
 
 import numpy as np
@@ -46,6 +48,46 @@ def test_a_dripping_server_does_not_outlive_the_deadline(start):
             client.sample(2)
         assert time.monotonic() - begin < 2 * DEADLINE
     assert caught.value.code in ("DEADLINE_EXCEEDED", "UNAVAILABLE")
+
+
+def resolve_to(monkeypatch, *addresses):
+    kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, port, *_, **__: [(*kind, (a, port)) for a in addresses]
+    )
+
+
+@pytest.mark.parametrize("protocol", ["rest", "kserve"])
+def test_the_addresses_of_a_host_share_the_deadline(protocol, monkeypatch):
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):  # which fill the queue of those that wait for the listener
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        resolve_to(monkeypatch, "127.0.0.1", "127.0.0.1", "127.0.0.1")
+        begin = time.monotonic()
+        with (
+            Client(f"host:{listener.getsockname()[1]}", protocol, deadline=DEADLINE) as client,
+            pytest.raises(RequestError, match="did not answer within") as caught,
+        ):
+            client.sample(2)
+        assert time.monotonic() - begin < 2 * DEADLINE
+    assert caught.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_an_address_that_refuses_is_passed_over(monkeypatch):
+    answer = http(json.dumps({"error": "on purpose"}).encode(), "404 Not Found")
+    with raw_server(lambda: [answer]) as (address, connections):
+        resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1")
+        with (
+            Client(f"host:{address.rpartition(':')[2]}", "rest", deadline=30) as client,
+            pytest.raises(RequestError, match="on purpose"),
+        ):
+            client.sample(2)
+        assert len(connections) == 1
 
 
 def endless(start, piece=bytes(1 << 16)):
