@@ -12,13 +12,15 @@ returns images:
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import app, flags
 
+from export.limits import MAX_ROWS
 from export.serving_client import PROTOCOLS, Client, read_pictures
 from export.transports.transport import MAX_RETRIES
-from nvae_tf.command_line import MAX_IMAGES, check_flags_of_mode, usage_errors
+from nvae_tf.command_line import MAX_IMAGES, MAX_SEED, check_flags_of_mode, usage_errors
 from nvae_tf.sampling.images import check_image_output, image_writer
 
 _FLAGS_OF_MODE = {
@@ -59,6 +61,7 @@ _SEED = flags.DEFINE_integer(
     "Seed of the first image; the other images have the seeds after it. A seed gives the first "
     "image that nvae-sample draws for it.",
     lower_bound=0,
+    upper_bound=MAX_SEED - MAX_IMAGES,
 )
 _TEMPERATURE = flags.DEFINE_float(
     "temperature",
@@ -99,6 +102,29 @@ def check_flags(mode: str) -> None:
         raise ValueError(f"--mode={mode} needs TensorFlow Serving, with --protocol=grpc or rest.")
 
 
+def ask(client: Client, mode: str, contents: Sequence[bytes]) -> Iterator[np.ndarray]:
+    """Yields the answers to the requests that a mode takes, (B, h, w, C) uint8.
+
+    Args:
+      client: The client.
+      mode: The mode.
+      contents: The files of the pictures.
+    """
+    number, seed, temperature = _NUM_SAMPLES.value, _SEED.value, _TEMPERATURE.value
+    if mode == "reconstruct":
+        for first in range(0, len(contents), MAX_ROWS):
+            yield client.reconstruct(contents[first : first + MAX_ROWS])
+        return
+    blocks = [(first, min(MAX_ROWS, number - first)) for first in range(0, number, MAX_ROWS)]
+    if mode == "sample":
+        for first, count in blocks:
+            yield client.sample(count, seed + first, temperature)
+    else:
+        for content in contents:
+            for first, count in blocks:
+                yield client.vary(count * [content], _KEEP_GROUPS.value, seed + first, temperature)
+
+
 def main(argv: list[str]) -> None:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it reports each retry
     with usage_errors(argv):
@@ -115,22 +141,16 @@ def main(argv: list[str]) -> None:
             _DEADLINE.value,
             _RETRIES.value,
         ) as client:
-            drawing = (_SEED.value, _TEMPERATURE.value)
-            if mode == "sample":
-                images = client.sample(number, *drawing)
-            elif mode == "reconstruct":
-                images = client.reconstruct(pictures)
-            else:
-                contents = read_pictures(pictures)  # all of them before the first request
-                varied = [
-                    client.vary(number * [content], _KEEP_GROUPS.value, *drawing)
-                    for content in contents
-                ]
-                images = np.concatenate(varied)
-        columns = number if mode == "vary" else None
-        with image_writer(_OUTPUT.value, len(images), images.shape[1:], columns) as write:
-            write(images)
-    print(f"{mode}, {len(images)} images from {_SERVER.value}: {_OUTPUT.value}")
+            # All of them before the first request.
+            contents = list(read_pictures(pictures)) if pictures else []
+            answers = ask(client, mode, contents)
+            first = next(answers)
+            columns = number if mode == "vary" else None
+            with image_writer(_OUTPUT.value, rows[mode], first.shape[1:], columns) as write:
+                write(first)
+                for images in answers:
+                    write(images)
+    print(f"{mode}, {rows[mode]} images from {_SERVER.value}: {_OUTPUT.value}")
 
 
 def run() -> None:

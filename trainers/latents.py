@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -157,8 +158,10 @@ def check_flags(mode: str) -> None:
         raise ValueError("--mode=direction needs --classes and --towards.")
 
 
-def classes_of_direction(config: ExperimentConfig) -> list[tf.data.Dataset]:
+def classes_of_direction(config: ExperimentConfig) -> list[Iterable[tf.Tensor]]:
     """Returns batches of the images of the class to move to, and of those that are left.
+
+    No class is copied, which may be mapped from a file that is larger than the memory.
 
     Raises:
       ValueError: There are no such classes.
@@ -175,8 +178,12 @@ def classes_of_direction(config: ExperimentConfig) -> list[tf.data.Dataset]:
     others = [away_from] if away_from else [name for name in classes if name != towards]
     if others in ([], [towards]):
         raise ValueError("A direction leads from one class to another.")
-    ends = classes[towards], np.concatenate([classes[name] for name in others])
-    return [evaluation_batches(end, config.model, _BATCH) for end in ends]
+
+    def batches(names: list[str]) -> Iterator[tf.Tensor]:
+        for seed, name in enumerate(names):  # each class is binarised with other random numbers
+            yield from evaluation_batches(classes[name], config.model, _BATCH, seed)
+
+    return [batches([towards]), batches(others)]
 
 
 def as_model_sees(images: np.ndarray, numbers: list[int], config: ModelConfig) -> tf.Tensor:

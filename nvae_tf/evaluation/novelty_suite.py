@@ -61,7 +61,8 @@ class Selection:
                 )
             held_out = min(max(round(count * validation_fraction), 1), count - 1)
             validation[generator.permutation(count)[:held_out]] = True
-        return cls(images[numbers], numbers, validation)
+        chosen = images if count == len(images) else images[numbers]  # a set may be a mapped file
+        return cls(chosen, numbers, validation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,7 +81,9 @@ def sample_quality(
     kept: list[np.ndarray] = []
     for images in generated:
         features = extractor(images)
-        kept.append(features[: max(0, MAX_KEPT_FEATURES - moments.count)])
+        if moments.count < MAX_KEPT_FEATURES:
+            # A copy, for a view would keep the whole batch.
+            kept.append(features[: MAX_KEPT_FEATURES - moments.count].copy())
         moments.update(features)
         if after_batch:
             after_batch(len(features))

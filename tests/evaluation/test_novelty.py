@@ -141,6 +141,7 @@ def test_a_selection_is_drawn_once_and_divided():
     assert list(selection.numbers) != list(another.numbers)
     whole = Selection.draw(images, None, 0.0, seed=1)
     assert whole.numbers.tolist() == list(range(50)) and not whole.validation.any()
+    assert whole.images is images  # and no copy of what may be a mapped file
     for fraction in (1e-9, 1 - 1e-9):  # neither part is empty
         assert Selection.draw(images, 2, fraction, 0).validation.sum() == 1
     with pytest.raises(ValueError, match="set of one image cannot be divided"):

@@ -5,6 +5,7 @@ import importlib
 import json
 import logging
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -133,6 +134,26 @@ def test_features_are_kept_of_some_and_moments_of_all(tmp_path, monkeypatch):
     features = Corners()(drawn)
     assert result.fid == pytest.approx(frechet_distance(reference.moments, moments_of(features)))
     assert result.kid == pytest.approx(kernel_distance(reference.features, features[:9])[0])
+
+
+def test_features_that_are_not_kept_are_let_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(MODULE, "MAX_KEPT_FEATURES", 9)
+    seen, alive = [], []
+
+    class Watched(Corners):
+        def __call__(self, images):
+            features = super().__call__(images).copy()
+            seen.append(weakref.ref(features))
+            return features
+
+    reference = reference_features(pictures(9, 0), Corners(), tmp_path)
+    sample_quality(
+        reference,
+        np.split(pictures(40, 1), 5),
+        Watched(),
+        after_batch=lambda _: alive.append(sum(ref() is not None for ref in seen)),
+    )
+    assert alive == [1] * 5  # the batch at hand
 
 
 def test_references_are_prepared_by_the_batch(tmp_path):

@@ -441,11 +441,12 @@ def assert_sheet(path, expected):
 
 def test_program(server, tmp_path):
     output = tmp_path / "x.png"
-    flags = ("--num_samples=5", "--seed=2", "--temperature=0.6", f"--output={output}")
+    flags = ("--num_samples=35", "--seed=2", "--temperature=0.6", f"--output={output}")
     printed, _ = start(server.grpc_address, *flags).communicate()
-    assert printed == f"sample, 5 images from {server.grpc_address}: {output}\n"
+    assert printed == f"sample, 35 images from {server.grpc_address}: {output}\n"
+    assert server.requests == 2  # of 32 images at most
     with connect(server, "grpc") as client:
-        assert_sheet(output, sheet(client.sample(5, seed=2, temperature=0.6)))
+        assert_sheet(output, sheet(client.sample(35, seed=2, temperature=0.6)))
 
 
 @pytest.mark.slow
