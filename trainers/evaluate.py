@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from nvae_tf.command_line import (
     MAX_BATCH,
@@ -137,6 +137,12 @@ def check_flags() -> None:
                 )
 
 
+def evaluated_later(step: int) -> bool:
+    """Returns whether the run went on after this step, and was evaluated, maybe by its training."""
+    now = _find_model()
+    return now.step > step and bool(now.evaluation)
+
+
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         trained = _find_model()
@@ -189,9 +195,12 @@ def main(argv: list[str]) -> None:
         if _NUM_HIERARCHY_IMAGES.value:
             evaluation.measure_hierarchy(_NUM_HIERARCHY_IMAGES.value)
         text = to_json({"step": trained.step, **evaluation.result()})
-        if output and report:
+        if replaces and evaluated_later(trained.step):
+            logging.warning("The run has been evaluated at a later step, which %s keeps.", output)
+        elif output and report:
+            page = evaluation.report(trained.origin)  # before any file is replaced
             write_atomically(output, text)
-            write_atomically(report, evaluation.report(trained.origin))
+            write_atomically(report, page)
         evaluation.forget()
     print(text, end="")
 

@@ -1,10 +1,13 @@
 """The programs from the outside: a clear line for wrong usage, and nothing created."""
 
 import dataclasses
+import glob
 import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import nvae_tf
 from nvae_tf.data import load_images
 from nvae_tf.evaluation.kept_rows import KeptRows
 from nvae_tf.evaluation.suite import Evaluation
+from nvae_tf.runs.checkpoint_files import checkpoint_step
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from nvae_tf.sampling.sampler import Sampler
@@ -215,6 +219,47 @@ def test_evaluate_goes_on_where_another_stopped(finished, tmp_path):
     bounds = np.loadtxt(table, delimiter=",", skiprows=1)[:, 2]
     assert np.all(bounds[:8] == 0) and np.all(bounds[8:] > 1)
     assert os.listdir(directory) == []
+
+
+# Evaluates the run in argv[1], whose training meanwhile ends as the run in argv[2] did.
+OVERTAKEN = """
+import shutil
+import sys
+
+from nvae_tf.evaluation.suite import Evaluation
+from trainers import evaluate
+
+_, workdir, ended = sys.argv
+measure = Evaluation.measure_likelihood
+
+
+def overtaken(self, *arguments):
+    shutil.copytree(ended, workdir, dirs_exist_ok=True)
+    return measure(self, *arguments)
+
+
+Evaluation.measure_likelihood = overtaken
+sys.argv[1:] = [f"--workdir={workdir}", "--num_hierarchy_images=0"]
+evaluate.run()
+"""
+
+
+def test_an_evaluation_that_is_overtaken_replaces_no_newer_one(finished, tmp_path):
+    early = Workdir(tmp_path / "run")
+    shutil.copytree(finished.path, early.path, ignore=shutil.ignore_patterns("evaluation.*"))
+    for path in glob.glob(f"{early.latest_checkpoint()}.*"):
+        os.remove(path)
+    step = checkpoint_step(early.latest_checkpoint())
+    process = subprocess.run(
+        [sys.executable, "-c", OVERTAKEN, early.path, finished.path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["step"] == step
+    assert "has been evaluated at a later step" in process.stderr
+    assert early.evaluated_step() == finished.evaluated_step() > step
 
 
 @pytest.mark.parametrize(
