@@ -39,11 +39,14 @@ class Verdict:
 
     @property
     def blessed(self) -> bool:
-        """True if the new model's bits per dimension are finite and not above the baseline's."""
+        """True if the new model's bits per dimension are finite and not above the baseline's.
+
+        Every finite model is better than a baseline without finite ones.
+        """
         if not math.isfinite(self.bits_per_dim):
             return False
         baseline = self.baseline_bits_per_dim
-        return baseline is None or self.bits_per_dim <= baseline
+        return baseline is None or not math.isfinite(baseline) or self.bits_per_dim <= baseline
 
     def to_json(self) -> str:
         """Returns the fields and `blessed` as JSON text."""
@@ -81,7 +84,7 @@ def measured_bits_per_dim(saved_model: str, images: np.ndarray) -> float:
       images: (N, h, w, C) uint8.
 
     Raises:
-      ValueError: if the SavedModel has no signature `log_likelihood`.
+      ValueError: if the SavedModel has no signature `log_likelihood`, or does not take an image.
     """
     loaded = tf.saved_model.load(saved_model)  # kept, because the signatures do not keep it alive
     if _SIGNATURE not in loaded.signatures:
@@ -96,6 +99,8 @@ def measured_bits_per_dim(saved_model: str, images: np.ndarray) -> float:
             image_bytes=tf.stack([tf.io.encode_png(image) for image in batch]),
             seed=tf.range(first, first + len(batch), dtype=tf.int64),
         )
+        for error in filter(None, outputs["error"].numpy()):
+            raise ValueError(f"{saved_model!r} does not take a held-out image: {error.decode()}")
         bits.append(outputs["bits_per_dim"].numpy())
     return float(np.concatenate(bits).mean(dtype=np.float64))
 

@@ -313,6 +313,8 @@ def test_examples_without_images_say_what_they_have(tmp_path):
         (3.0, 3.0, True),
         (2.9, 3.0, True),
         (3.1, 3.0, False),
+        (3.1, float("nan"), True),
+        (3.1, float("inf"), True),
         (float("nan"), None, False),
         (float("nan"), 3.0, False),
         (float("inf"), float("inf"), False),
@@ -371,3 +373,24 @@ def test_a_model_that_cannot_be_measured_is_named(images, tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path))
     with pytest.raises(ValueError, match="no signature 'log_likelihood', but none"):
         measured_bits_per_dim(str(tmp_path), images[:1])
+
+
+def test_an_image_that_a_model_does_not_take_is_an_error(images, tmp_path):
+    module = tf.Module()
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.string, "image_bytes"),
+            tf.TensorSpec([None], tf.int64, "seed"),
+        ]
+    )
+    def refuse(image_bytes, seed):
+        second = tf.equal(seed, 1)
+        return {
+            "bits_per_dim": tf.where(second, np.nan, 1.0),
+            "error": tf.where(second, "This is no picture.", ""),
+        }
+
+    tf.saved_model.save(module, str(tmp_path), {"log_likelihood": refuse})
+    with pytest.raises(ValueError, match="does not take a held-out image: This is no picture"):
+        measured_bits_per_dim(str(tmp_path), images[:3])
