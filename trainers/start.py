@@ -25,6 +25,9 @@ _ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 def _start(name: str) -> None:
     """Runs the program of a module, whose `run` is its entry point."""
+    if sys.stderr is None:  # it was closed at the start
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - as long as the process
     if _VERBOSE in sys.argv:
         sys.argv.remove(_VERBOSE)
     else:

@@ -109,6 +109,16 @@ def test_without_standard_output_the_status_stays():
     assert (process.returncode, process.stderr) == (75, b"")
 
 
+def test_without_standard_error_a_program_runs(tmp_path):
+    process = start(
+        "print('own lines', file=sys.stderr); os.write(2, b'those of a library'); print('result')",
+        before="os.close(2); sys.stderr = None",  # what Python has if it was closed
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert (process.returncode, process.stdout) == (0, b"result\n")
+    assert not os.listdir(tmp_path)
+
+
 def test_ctrl_c_needs_no_traceback():
     process = start("raise KeyboardInterrupt")
     assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
