@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         with new_directory(_OUTPUT.value) as directory:
             use_devices()
             images, labels = chosen_images(config)
-            check_projection(len(images), config.model.content_shape)
+            check_projection(len(images), config.model.content_shape, labels)
             model = trained.load()
             seen = preprocess(tf.constant(images), config.model, tf.constant([0, 0], tf.int64))
             with tqdm(total=len(images), unit="image", disable=None) as bar:

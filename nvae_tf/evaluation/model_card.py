@@ -33,7 +33,9 @@ def model_card(trained: TrainedModel) -> str:
     """
     config, step = trained.config, trained.step
     portion = config.train.frozen_batch_norm_portion
-    frozen = f" batch normalisation frozen in the last {100 * portion:g}% of them," if portion else ""
+    frozen = (
+        f" batch normalisation frozen in the last {100 * portion:g}% of them," if portion else ""
+    )
     height, width, channels = config.model.content_shape
     data = config.data
     fields = {

@@ -43,10 +43,7 @@ def write_projection(
       ValueError: The sprite would be too large, or a label holds a tabulator or a line break.
     """
     names = [str(number) for number in range(len(images))]
-    for label in labels or ():
-        if set(label) & set("\t\r\n"):
-            raise ValueError(f"A label has no tabulators or line breaks, received {label!r}.")
-    check_projection(len(images), images.shape[1:])
+    check_projection(len(images), images.shape[1:], labels)
     tiles = _tiles(images)
     height, width = tiles.shape[1:3]
     columns = math.ceil(math.sqrt(len(tiles)))  # the projector counts on a square
@@ -79,8 +76,13 @@ def write_projection(
         tf.summary.text("projector", f"{len(images)} images, {len(latents)} latent groups")
 
 
-def check_projection(count: int, shape: tuple[int, int, int]) -> None:
-    """Raises a ValueError if the projector cannot show so many images of a shape (h, w, C)."""
+def check_projection(
+    count: int, shape: tuple[int, int, int], labels: Sequence[str] | None = None
+) -> None:
+    """Raises a ValueError if the projector cannot show so many images (h, w, C), or a label."""
+    for label in labels or ():
+        if set(label) & set("\t\r\n"):
+            raise ValueError(f"A label has no tabulators or line breaks, received {label!r}.")
     tiles = _tiles(np.zeros((1, *shape), np.uint8))
     if count > _most_images(tiles):
         raise ValueError(

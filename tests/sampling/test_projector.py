@@ -80,6 +80,8 @@ def test_refusals(tmp_path):
     latents, images = projection(count=2)
     with pytest.raises(ValueError, match="A label has no tabulators"):
         write_projection(tmp_path, latents, images, ["a", "b\tc"])
+    with pytest.raises(ValueError, match="A label has no tabulators"):
+        check_projection(2, images.shape[1:], ["a", "b\tc"])
     check_projection(128**2, (64, 64, 3))
     with pytest.raises(ValueError, match="up to 16384 images of 64x64 pixels, received 16385"):
         check_projection(128**2 + 1, (64, 64, 3))
