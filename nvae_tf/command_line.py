@@ -27,6 +27,23 @@ MAX_IMAGES = 10_000_000
 MAX_SEED = 2**63 - 1  # what TensorFlow's generators take
 
 
+def _keep_last(flag: str) -> None:
+    """Drops arguments `--FLAG.FIELD=VALUE` that a later one replaces, as it does for other flags.
+
+    ml_collections would join the values of a tuple that is given twice.
+    """
+    arguments: list[str] = []
+    fields: set[str] = set()
+    for argument in reversed(sys.argv[1:]):
+        match = re.match(rf"--?({flag}\.[\w.]+)=", argument)
+        if match and match[1] in fields:
+            continue
+        if match:
+            fields.add(match[1])
+        arguments.insert(0, argument)
+    sys.argv[1:] = arguments
+
+
 def _paths_given(flag: str) -> list[str]:
     """Returns what follows `--FLAG.` in the arguments of the process."""
     matches = [re.match(rf"--?(?:no)?{flag}\.([\w.]+)", argument) for argument in sys.argv]
@@ -122,6 +139,7 @@ def define_data_flag(name: str, description: str) -> None:
 
 def _define_fields(name: str, fields: Mapping[str, Any], text: str) -> None:
     """Defines a flag whose parts are the fields of a dictionary."""
+    _keep_last(name)
     config_flags.DEFINE_config_dict(name, config_dict.ConfigDict(dict(fields)), text)
     flags.FLAGS[name].default_as_str = None  # the text has what there is to know
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])

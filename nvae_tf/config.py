@@ -388,9 +388,15 @@ class ExperimentConfig:
           values: New values by dotted field name, such as `"model.num_nf"`.
 
         Raises:
-          ValueError: if a field does not exist or a value is not allowed.
+          ValueError: if a field does not exist, a value is not allowed, or `train.epochs` would do
+            nothing because `train.steps` is not 0.
         """
         check_fields(values)
+        if "train.epochs" in values and "train.steps" not in values and self.train.steps:
+            raise ValueError(
+                f"train.epochs is the length if train.steps is 0, and that is {self.train.steps}: "
+                "set train.steps as well, to 0 or to what is meant."
+            )
         sections: dict[str, dict[str, Any]] = {}
         for path, value in values.items():
             section, _, name = path.partition(".")

@@ -42,7 +42,7 @@ def new_file(path: str | os.PathLike) -> Iterator[str]:
     path = os.path.realpath(path)
     check_regular(path)
     temporary = os.path.join(os.path.dirname(path), _temporary_name())
-    with open(temporary, "xb"):  # not what somebody else has put there
+    with _named(path), open(temporary, "xb"):  # not what somebody else has put there
         pass
     mode = os.stat(path).st_mode if os.path.exists(path) else None
     try:
@@ -55,6 +55,15 @@ def new_file(path: str | os.PathLike) -> Iterator[str]:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Makes an error of the system name this path, not the temporary one beside it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def _temporary_name() -> str:
@@ -127,7 +136,8 @@ def new_directory(path: str | os.PathLike) -> Iterator[str]:
     check_new_directory(path)
     path = os.path.realpath(path)
     temporary = os.path.join(os.path.dirname(path), _temporary_name())
-    os.makedirs(temporary)
+    with _named(path):
+        os.makedirs(temporary)
     try:
         yield temporary
     except BaseException:

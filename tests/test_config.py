@@ -205,6 +205,14 @@ def test_override_changes_only_what_it_names():
     assert config.override({"model.num_nf": 0, "train.seed": 0}) == presets.get("mnist")
 
 
+def test_epochs_that_would_do_nothing_are_an_error():
+    config = presets.get("quickstart")
+    with pytest.raises(ValueError, match="if train.steps is 0, and that is 1200"):
+        config.override({"train.epochs": 3})
+    assert config.override({"train.epochs": 3, "train.steps": 0}).train.epochs == 3
+    assert presets.get("mnist").override({"train.epochs": 3}).train.epochs == 3
+
+
 @pytest.mark.parametrize("path", ["model.num_nfs", "num_nf", "network.num_nf", "?"])
 def test_override_of_an_unknown_field_lists_near_ones(path):
     with pytest.raises(ValueError, match=rf"'{re.escape(path)}'.*model\.num_nf"):

@@ -41,6 +41,14 @@ def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.json"] and path.read_text() == "two"
 
 
+def test_errors_of_the_system_name_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none/x\.json'$"):
+        write_atomically(tmp_path / "none/x.json", "one")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file/x'$"), new_directory(tmp_path / "file/x"):
+        pass
+
+
 def test_directories_appear_whole_or_not_at_all(tmp_path):
     path = tmp_path / "below" / "new"
     with pytest.raises(RuntimeError, match="interrupted"), new_directory(path) as directory:

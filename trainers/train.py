@@ -38,8 +38,8 @@ _PROFILE_STEPS = flags.DEFINE_string(
 _INIT_FROM = flags.DEFINE_string(
     "init_from",
     None,
-    "Trained model whose weights a new run starts with: a preset with weights, its directory, or "
-    "a workdir.",
+    "Trained model whose weights a new run starts with, and without --preset its configuration: a "
+    "preset with weights, its directory, or a workdir.",
 )
 _PROCESSES = flags.DEFINE_integer(
     "processes",
@@ -51,16 +51,20 @@ _PROCESSES = flags.DEFINE_integer(
 
 
 def requested_config(workdir: Workdir) -> ExperimentConfig:
-    """Returns the preset's configuration, or without a preset the workdir's, changed by the flags.
+    """Returns the configuration that the flags change.
+
+    It is that of the preset; without one, the workdir's; in a new workdir, that of the model whose
+    weights a run starts with.
 
     Raises:
-      ValueError: if the preset is unknown, a value is not allowed, or there is no preset and the
-        workdir holds no run.
+      ValueError: if the preset is unknown, a value is not allowed, or nothing says what to train.
     """
     if _PRESET.value is not None:
         base = presets.get(_PRESET.value)
     elif workdir.has_config:
         base = workdir.read_config()
+    elif _INIT_FROM.value:
+        base = TrainedModel.of(_INIT_FROM.value).config
     else:
         raise ValueError(
             f"{workdir.path!r} holds no run yet: --preset must say what to train "

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.pictures import EXTENSIONS, decode_picture
@@ -34,7 +35,7 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
     split. If it has a sub-directory for neither the training nor the test split, a share of about
     `data.test_fraction` of all pictures becomes the test split. A picture's path and
     `data.split_seed` alone decide whether it belongs to that share; only if that leaves a split
-    empty, one picture goes there.
+    empty, one picture goes there. The split `"."` is the directory as a whole.
 
     Raises:
       ValueError: if the directory or the split does not exist or has no pictures, or if the two
@@ -133,10 +134,20 @@ def _share(paths: list[str], root: str, data: DataConfig, split: str) -> list[st
         return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64
 
     if len(paths) < 2:
-        raise ValueError(f"{root!r} has a single picture: too few for two splits.")
+        raise ValueError(
+            f"{root!r} has a single picture: too few for two splits. The split '.' is all pictures."
+        )
     # By itself, so that more pictures never move a held-out one to those to train on.
     test = {path for path in paths if rank(path) < data.test_fraction}
     if not 0 < len(test) < len(paths):
         by_rank = sorted(paths, key=rank)
         test = {by_rank[0]} if not test else set(by_rank[:-1])
+    if split == data.test_split:  # not everybody who asks a model expects a share
+        logging.warning(
+            "%r: the split %r is %d of the %d pictures (data.test_fraction); '.' is all of them.",
+            root,
+            split,
+            len(test),
+            len(paths),
+        )
     return [path for path in paths if (path in test) == (split == data.test_split)]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from nvae_tf.data.source import UnreadableError
 
@@ -70,7 +70,10 @@ def decode_picture(content: bytes, channels: int) -> np.ndarray:
     except UnreadableError:
         raise
     except _DAMAGE as error:
-        raise UnreadableError(f"not a readable picture ({error})") from error
+        # Pillow's text would name an object in memory.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "no known format" if unknown else error
+        raise UnreadableError(f"not a readable picture ({reason})") from error
     return with_channels(turn(pixels) if turn else pixels, channels)
 
 

@@ -33,6 +33,9 @@ def preprocess(
 
     Returns:
       (B, H, W, C) float32 in [0, 1].
+
+    Raises:
+      ValueError: As from `discretize`.
     """
     return pad(discretize(images, model, seed, first), model)
 
@@ -53,7 +56,16 @@ def discretize(
 
     Returns:
       (B, h, w, C) float32 in [0, 1].
+
+    Raises:
+      ValueError: The images are not uint8, or not of the model's shape without padding.
     """
+    images = tf.convert_to_tensor(images)
+    if images.dtype != tf.uint8 or not images.shape[1:].is_compatible_with(model.content_shape):
+        raise ValueError(
+            f"Expected stored images, uint8 of shape (B, {', '.join(map(str, model.content_shape))}"
+            f"), received {images.dtype.name} of shape {tuple(images.shape)}."
+        )
     values = tf.cast(images, tf.float32)
     if model.likelihood == "bernoulli":
         uniform = uniform_rows(tf.shape(images)[0], images.shape[1:], seed, first)

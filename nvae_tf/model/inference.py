@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -139,12 +140,13 @@ class InferenceModel:
             `weights` returns, and then the same arguments.
           **options: The arguments of `tf.function`.
         """
+        # TensorFlow counts traces by a function's code, and would take those of many functions that
+        # are all one line of this file for one that is traced again and again.
+        return tf.function(functools.partial(self._answer, function), autograph=False, **options)
 
-        def with_weights(weights: PreparedWeights, *args: Any) -> Any:
-            with self.scope(weights):
-                return function(*args)
-
-        return tf.function(with_weights, autograph=False, **options)
+    def _answer(self, function: Callable[..., Any], weights: PreparedWeights, *args: Any) -> Any:
+        with self.scope(weights):
+            return function(*args)
 
     # Answers, as `NVAE` gives them.
 

@@ -24,6 +24,7 @@ from nvae_tf.model.layers.normalization import BatchNormalization, moving_averag
 
 Shape: TypeAlias = tuple[None, int, int, int]
 _COMPUTE_TYPES = ("float32", "float16", "bfloat16")
+_ROUNDING = 1e-2  # how far a resized or half-precision image may be outside of [0, 1]
 _Layer = TypeVar("_Layer", bound=keras.layers.Layer)
 
 
@@ -238,7 +239,8 @@ class Towers(keras.Model):
           L tensors (B, H_l, W_l, C_l), top-down.
 
         Raises:
-          ValueError: The images have another shape than `config.image_shape`, or are integers.
+          ValueError: The images have another shape than `config.image_shape`, or are integers; or,
+            outside of a `tf.function`, they have other values.
           RuntimeError: The model is a `structure`, and there are no values for it.
         """
         self._require_values()
@@ -253,6 +255,13 @@ class Towers(keras.Model):
                 f"Expected images of floats in [0, 1], received {images.dtype.name}: "
                 "nvae_tf.data.preprocess makes them of stored images."
             )
+        if tf.executing_eagerly():
+            least, most = (float(f(images)) for f in (tf.reduce_min, tf.reduce_max))
+            if not (least >= -_ROUNDING and most <= 1 + _ROUNDING):
+                raise ValueError(
+                    f"Expected images of floats in [0, 1], received values from {least:g} to "
+                    f"{most:g}: nvae_tf.data.preprocess makes them of stored images."
+                )
         x = self.stem(tf.cast(2 * images - 1, self.compute_dtype))
         x = _through(self.preprocess_cells, x, training)
         features = []

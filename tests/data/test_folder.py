@@ -43,11 +43,13 @@ def test_splits_by_directory(tmp_path):
         load_images(data, MODEL, "valid")
 
 
-def test_a_seeded_split_of_one_directory(tmp_path):
+def test_a_seeded_split_of_one_directory(tmp_path, caplog):
     for number in range(40):
         save(tmp_path / f"{number % 3}/{number:02d}.png", number)
     train, test = (values(load_images(folder(tmp_path), MODEL, s)) for s in ("train", "test"))
     assert len(test) == 5 and sorted(train + test) == list(range(40))
+    assert "the split 'test' is 5 of the 40 pictures (data.test_fraction)" in caplog.text
+    assert sorted(values(load_images(folder(tmp_path), MODEL, "."))) == list(range(40))
     again = values(load_images(folder(tmp_path), MODEL, "test"))
     other = values(load_images(folder(tmp_path, split_seed=1), MODEL, "test"))
     half = values(load_images(folder(tmp_path, test_fraction=0.5), MODEL, "test"))
@@ -168,8 +170,9 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(ValueError, match=r"no pictures \(.png.*1 other files.*notes.txt"):
         load_images(folder(tmp_path), MODEL, "train")
     save(tmp_path / "a.png", 1)
-    with pytest.raises(ValueError, match="too few for two splits"):
+    with pytest.raises(ValueError, match="too few for two splits. The split '.' is all pictures"):
         load_images(folder(tmp_path), MODEL, "train")
+    assert values(load_images(folder(tmp_path), MODEL, ".")) == [1]
     (tmp_path / "train").mkdir()
     (tmp_path / "train/a.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="'train' has no images"):

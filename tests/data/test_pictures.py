@@ -203,6 +203,12 @@ def test_a_truncated_16_bit_file_is_unreadable():
         decode_picture(tf.io.encode_png(wide).numpy()[:200], 3)
 
 
+def test_what_is_no_picture_is_named_without_objects_in_memory():
+    for content in (b"", b"no picture"):
+        with pytest.raises(UnreadableError, match=r"^not a readable picture \(no known format\)$"):
+            decode_picture(content, 3)
+
+
 def test_cmyk_is_refused():
     picture = Image.fromarray(colours()).convert("CMYK")
     buffer = io.BytesIO()

@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,6 +177,18 @@ def test_padding_is_zero():
     padded = preprocess(np.full((1, 2, 2, 1), 255, np.uint8), config, (0, 0)).numpy()
     assert padded.shape == (1, 4, 4, 1)
     assert padded.sum() == 4 and padded[0, 1:3, 1:3].min() == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.ones((2, 2, 2, 1), np.float32), "received float32 of shape .2, 2, 2, 1"),
+        (np.ones((2, 4, 4, 1), np.uint8), "uint8 of shape .B, 2, 2, 1.*received uint8 of shape"),
+    ],
+)
+def test_only_stored_images_are_prepared(images, message):
+    with pytest.raises(ValueError, match=message):
+        preprocess(images, ModelConfig(image_shape=(4, 4, 1), padding=1), (0, 0))
 
 
 def test_evaluation_sees_all_images_in_order():

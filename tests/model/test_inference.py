@@ -69,6 +69,15 @@ def test_a_traced_function_follows_the_weights_without_a_new_trace(model):
             assert_same(inference.generate(2, 1.0, noise), own)
 
 
+def test_many_functions_are_not_taken_for_one_that_is_traced_again(model, caplog):
+    inference = InferenceModel(model)
+    weights = inference.weights()
+    for factor in range(8):
+        scaled = inference.function(lambda x, factor=factor: factor * x)
+        assert int(scaled(weights, tf.constant(2))) == 2 * factor
+    assert "retracing" not in caplog.text
+
+
 def test_another_model_does_not_see_the_scope(model):
     keras.utils.set_random_seed(1)
     other, noise = NVAE(model.config), model.draw_noise(2, (0, 1))

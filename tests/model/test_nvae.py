@@ -214,6 +214,10 @@ def test_wrong_images_and_noise_are_named():
         model.infer(tf.zeros([2, 8, 6, 1]))
     with pytest.raises(ValueError, match="floats in .*received uint8"):
         model.infer(tf.zeros([2, 8, 8, 1], tf.uint8))
+    for value in (255.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match=rf"in \[0, 1\], received values from {value:g} to"):
+            model.infer(tf.fill([2, 8, 8, 1], value))
+    model.infer(tf.fill([2, 8, 8, 1], 1.001))  # as resizing may make it
     with pytest.raises(ValueError, match="one tensor for each of the 3 groups"):
         model.infer(tf.zeros([2, 8, 8, 1]), noise=model.draw_noise(2, (0, 0))[:2])
     for rows in (1, 3):

@@ -1,6 +1,5 @@
 """The programs from the outside: a clear line for wrong usage, and nothing created."""
 
-import dataclasses
 import glob
 import json
 import os
@@ -39,6 +38,19 @@ BAD_TRAINING = {
     "size that does not divide": (
         ["--preset=quickstart", "--config.model.image_shape=(28,28,1)", "--config.model.padding=0"],
         "must be divisible by 8",
+    ),
+    "the last of two sizes": (
+        [
+            "--preset=quickstart",
+            "--config.model.image_shape=(64,64,1)",
+            "--config.model.padding=0",
+            "--config.model.image_shape=(20,28,1)",
+        ],
+        "received 20x28",
+    ),
+    "epochs beside steps": (
+        ["--preset=quickstart", "--config.train.epochs=3"],
+        "train.epochs is the length if train.steps is 0, and that is 1200",
     ),
     "missing data set": (
         ["--preset=quickstart", "--config.data.name=nonesuch"],
@@ -359,21 +371,18 @@ def test_export_and_latents_take_presets(preset, tmp_path):
     assert output.exists()
 
 
-def test_a_run_starts_from_a_preset(preset, tmp_path):
+def test_a_run_starts_from_a_preset_and_its_configuration(preset, tmp_path):
     trained = nvae_tf.NVAE.from_preset(preset)
     out = run(
         "trainers.train",
         f"--init_from={preset}",
-        "--preset=quickstart",
         f"--workdir={tmp_path / 'run'}",
-        "--config.data.resize=true",
         "--config.train.steps=1",
         "--config.train.keep_checkpoints=2",
-        *(
-            f"--config.model.{name}={value}"
-            for name, value in dataclasses.asdict(trained.config).items()
-        ),
     )
+    config = TrainedModel.of_preset(preset).config
+    asked = {"train.steps": 1, "train.keep_checkpoints": 2}
+    assert Workdir(tmp_path / "run").read_config() == config.override(asked)
     assert f"Starting from the weights of '{preset}'" in out
     reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints/ckpt-0"))
     for variable in trained.variables:
