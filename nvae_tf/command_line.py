@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,16 +134,32 @@ def define_data_flag(name: str, description: str) -> None:
     """
     fields = dataclasses.asdict(DataConfig())
     with usage_errors():
-        check_fields(f"data.{path}" for path in _paths_given(name))
+        for path in _paths_given(name):
+            near = difflib.get_close_matches(path, fields, n=3, cutoff=0.5) or fields
+            if path not in fields:
+                raise ValueError(f"No field --{name}.{path}. Known: {', '.join(near)}.")
     _define_fields(name, fields, f"{description}\nFields: {', '.join(fields)}.")
 
 
 def _define_fields(name: str, fields: Mapping[str, Any], text: str) -> None:
     """Defines a flag whose parts are the fields of a dictionary."""
     _keep_last(name)
+    for argument in sys.argv[1:]:
+        if re.match(rf"--?{name}(=|$)", argument):  # a file's path, as ml_collections can have it
+            with usage_errors():
+                raise ValueError(
+                    f"{argument} gives nothing: fields are given one by one, such as "
+                    f"--{name}.{_first_field(fields)}=VALUE."
+                )
     config_flags.DEFINE_config_dict(name, config_dict.ConfigDict(dict(fields)), text)
     flags.FLAGS[name].default_as_str = None  # the text has what there is to know
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
+def _first_field(fields: Mapping[str, Any]) -> str:
+    """Returns the dotted name of a field of a nested dictionary."""
+    name, value = next(iter(fields.items()))
+    return f"{name}.{_first_field(value)}" if isinstance(value, Mapping) else name
 
 
 def _help_of(sections: Mapping[str, Mapping[str, Any]], defaults: bool) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nvae_tf.architectures import ARCHITECTURES, parse_operation
@@ -469,6 +469,13 @@ class ExperimentConfig:
 
 
 _FIELDS = tuple(ExperimentConfig().flat())
+_ROOM = 3  # phrases of a list in a message
+
+
+def some_of(phrases: Sequence[str]) -> str:
+    """Joins phrases, of which a message has room for the first few."""
+    more = len(phrases) - _ROOM
+    return "; ".join(phrases[:_ROOM]) + (f"; and {more} more" if more > 0 else "")
 
 
 def check_fields(paths: Iterable[str]) -> None:

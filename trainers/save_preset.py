@@ -51,7 +51,12 @@ def main(argv: list[str]) -> None:
             saved.config,
             mantissa_bits=_MANTISSA_BITS.value,
             card=model_card(saved),
-            facts={"step": trained.step, "evaluation": dict(trained.evaluation)},
+            facts={
+                "step": trained.step,
+                # Where it was is of no use elsewhere, either.
+                "init_from": {k: v for k, v in trained.init_from.items() if k != "path"},
+                "evaluation": dict(trained.evaluation),
+            },
         )
     size = sum(os.path.getsize(os.path.join(output, name)) for name in os.listdir(output))
     print(

@@ -86,7 +86,9 @@ def main(argv: list[str]) -> None:
         config = requested_config(workdir)
         steps = StepRange.parse(_PROFILE_STEPS.value) if _PROFILE_STEPS.value else None
         init_from = None
-        if _INIT_FROM.value and workdir.latest_checkpoint() is None:  # it may be gone later
+        if _INIT_FROM.value and workdir.latest_checkpoint():
+            workdir.check_initial_weights(_INIT_FROM.value)  # by name, for they may be gone by now
+        elif _INIT_FROM.value:
             init_from = TrainedModel.of(_INIT_FROM.value)
         if _PROCESSES.value and _PROCESSES.value > 1:
             check_launch(_PROCESSES.value, config)

@@ -62,6 +62,7 @@ def model_card(trained: TrainedModel) -> str:
         "regularization": config.train.weight_decay_norm,
         "precision": config.train.precision,
         "seed": config.train.seed,
+        "start": _start(trained.init_from),
         "evaluation": _evaluation(trained),
         "config": config.to_json().strip(),
     }
@@ -89,6 +90,13 @@ def _code(text: str) -> str:
     fence = "`" * (longest + 1)
     space = " " if longest else ""
     return f"{fence}{space}{_line(text)}{space}{fence}"
+
+
+def _start(source: Mapping[str, Any]) -> str:
+    """Returns a sentence about the weights that the training started with."""
+    if not source:
+        return ""
+    return f"\n  It started with the weights of {_code(source['name'])} (step {source['step']:,})."
 
 
 def _groups(config: ExperimentConfig) -> str:

@@ -64,18 +64,26 @@ def write_checkpoint(
       variables: The model's variables, whose layout is written as well.
       items: The values by name.
       keep: How many checkpoints stay, this one included.
+
+    Raises:
+      OSError: The file system refuses; earlier checkpoints stay as they are.
     """
     os.makedirs(directory, exist_ok=True)
     prefix = os.path.join(directory, f"ckpt-{step}")
     temporary = f"{prefix}.tempstate"
     named = {_LAYOUT: tf.constant(layout(variables)), **items}
-    with tf.device("/cpu:0"):
-        tf.raw_ops.SaveV2(
-            prefix=temporary,
-            tensor_names=list(named),
-            shape_and_slices=[""] * len(named),
-            tensors=list(named.values()),
-        )
+    try:
+        with tf.device("/cpu:0"):
+            tf.raw_ops.SaveV2(
+                prefix=temporary,
+                tensor_names=list(named),
+                shape_and_slices=[""] * len(named),
+                tensors=list(named.values()),
+            )
+    except tf.errors.OpError as error:  # whatever TensorFlow makes of the system's error
+        raise OSError(
+            f"Cannot write the checkpoint {prefix!r}; earlier ones are intact. {error.message}"
+        ) from error
     # First the old index, which must not point into the data of another save. Data without an index
     # is seen as a checkpoint that was damaged, and no run starts anew beside it.
     if os.path.exists(f"{prefix}.index"):

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nvae_tf.config import DataConfig, ExperimentConfig
+from nvae_tf.config import DataConfig, ExperimentConfig, some_of
 from nvae_tf.data.storage import cache_directory
 from nvae_tf.files import read_json
 from nvae_tf.model.nvae import NVAE
@@ -30,10 +30,13 @@ class TrainedModel:
 
     Attributes:
       name: A word for it: the last part of the path of a workdir or a directory, or a preset.
+      path: What it was found by: the path of a workdir or a directory, or a preset.
       origin: Where it is from: the path of a workdir and the checkpoint, or a preset.
       flags: The flags by which a program finds it.
       config: The configuration of the experiment.
       step: The number of steps of training.
+      init_from: `name` and `step` of the trained model whose weights the training started with;
+        empty if those were random.
       images: What its images were, by split, as from `nvae_tf.data.describe`; empty if not known.
       evaluation: The newest evaluation of exactly these weights; empty if there is none.
       evaluation_path: Where its evaluations go; None: nowhere, unless the user says so.
@@ -42,10 +45,12 @@ class TrainedModel:
     """
 
     name: str
+    path: str
     origin: str
     flags: str
     config: ExperimentConfig
     step: int
+    init_from: Mapping[str, Any]
     images: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     evaluation_path: str | None
@@ -81,11 +86,13 @@ class TrainedModel:
             evaluations.insert(0, workdir.evaluation_of("best"))
         return cls(
             name=_last_part(workdir.path),
+            path=workdir.path,
             origin=f"{workdir.path}, {checkpoint} checkpoint",
             flags=shlex.quote(f"--workdir={workdir.path}")
             + (" --checkpoint=best" if checkpoint == "best" else ""),
             config=config,
             step=step,
+            init_from=workdir.read_initial_weights(),
             images=workdir.read_images(),
             evaluation=_evaluation(evaluations, step),
             evaluation_path=evaluations[0],
@@ -103,10 +110,12 @@ class TrainedModel:
         found = Pretrained.find(preset)
         return cls(
             name=_last_part(found.name),
+            path=found.name,
             origin=found.name,
             flags=shlex.quote(f"--preset={found.name}"),
             config=found.config,
             step=found.metadata.get("step", 0),
+            init_from=found.metadata.get("init_from", {}),
             images={},
             evaluation=found.metadata.get("evaluation", {}),
             evaluation_path=None,
@@ -156,7 +165,7 @@ class TrainedModel:
             if name.startswith("model.")
         ]
         if differences:
-            raise ValueError(f"{self.origin!r} is another model: {'; '.join(differences)}.")
+            raise ValueError(f"{self.origin!r} is another model: {some_of(differences)}.")
 
 
 def _last_part(path: str) -> str:

@@ -12,13 +12,14 @@ from typing import Any
 
 from absl import logging
 
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, some_of
 from nvae_tf.files import read_json, read_text, write_atomically
 from nvae_tf.runs.checkpoint_files import newest_checkpoint
 
 CHECKPOINTS = ("latest", "best")
 _CONFIG = "config.json"
 _IMAGES = "images.json"
+_INITIAL_WEIGHTS = "initial_weights.json"
 _LOCK = ".lock"
 # What may change from one start of a run to the next: how long it goes on, what it writes, where.
 CHANGEABLE = (
@@ -147,6 +148,38 @@ class Workdir:
         """Writes what `check_images` compares."""
         write_atomically(self / _IMAGES, json.dumps(images, indent=2) + "\n")
 
+    def check_initial_weights(self, path: str) -> None:
+        """Raises a ValueError unless the run here started with the weights of that trained model.
+
+        Args:
+          path: The name of a preset, or the path of a directory or a workdir.
+        """
+        started = self.read_initial_weights()
+        if started and os.path.normpath(started["path"]) == os.path.normpath(path):
+            return
+        weights = f"the weights of {started['path']!r}" if started else "random weights"
+        raise ValueError(
+            f"The run in {self.path!r} started with {weights}, and goes on with its own: "
+            f"--init_from={path} is for a new run. Leave it out, or choose another --workdir."
+        )
+
+    def read_initial_weights(self) -> dict[str, Any]:
+        """Returns what `write_initial_weights` wrote; empty if the run began with random ones."""
+        path = self / _INITIAL_WEIGHTS
+        return read_json(path) if os.path.exists(path) else {}
+
+    def write_initial_weights(self, source: Mapping[str, Any]) -> None:
+        """Writes which trained model a new run has its weights from; empty: from none.
+
+        Args:
+          source: Its `path`, `name` and `step`.
+        """
+        path = self / _INITIAL_WEIGHTS
+        if source:
+            write_atomically(path, json.dumps(source, indent=2) + "\n")
+        elif os.path.exists(path):  # of a start that never had a checkpoint
+            os.remove(path)
+
     def write_config(self, config: ExperimentConfig) -> None:
         """Creates the directory, if need be, and writes the configuration."""
         os.makedirs(self.path, exist_ok=True)
@@ -166,8 +199,8 @@ class Workdir:
         ]
         if differences:
             raise ValueError(
-                f"{self.path!r} belongs to another configuration: {'; '.join(differences)}. "
-                "Choose another --workdir."
+                f"{self.path!r} belongs to another configuration: {some_of(differences)}. Choose "
+                "another --workdir; without --preset, the run goes on with its own configuration."
             )
 
     def checkpoint(self, name: str) -> str | None:
@@ -196,6 +229,12 @@ class Workdir:
     def evaluation(self) -> str:
         """The path of the newest evaluation of the latest checkpoint."""
         return self.evaluation_of("latest")
+
+    def remove_report(self) -> None:
+        """Removes the report of an older evaluation of the latest checkpoint."""
+        report = f"{os.path.splitext(self.evaluation)[0]}.html"
+        if os.path.exists(report):
+            os.remove(report)
 
     def evaluated_step(self) -> int | None:
         """Returns the step of the newest evaluation, or None."""

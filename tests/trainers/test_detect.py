@@ -98,7 +98,7 @@ REFUSED = {
     "no directory": (["--output={}/no/e.json"], "there is no directory"),
     "one set, divided": (["--validation_fraction=0.1"], "--validation_fraction is for two sets"),
     "no images": (["--num_images=0"], "not a positive integer"),
-    "unknown field": (["--novel.dir=x"], "No configuration field 'data.dir'. Known: data.data_dir"),
+    "unknown field": (["--novel.dir=x"], "No field --novel.dir. Known: data_dir"),
     "wrong value": (["--novel.crop=(1,2)"], "DataConfig.crop must be empty or"),
 }
 OF_TWO_SETS = {

@@ -44,6 +44,15 @@ def test_a_card_says_what_share_of_the_steps_froze_batch_norm(finished):
     )
 
 
+def test_a_card_says_what_the_training_started_from(finished):
+    trained = TrainedModel.of_run(finished)
+    assert "It started with" not in model_card(trained)
+    further = dataclasses.replace(trained, init_from={"name": "mine", "step": 14000})
+    assert "seed 0.\n  It started with the weights of `mine` (step 14,000).\n" in model_card(
+        further
+    )
+
+
 def test_an_evaluation_of_another_step_does_not_count(finished, tmp_path):
     copy = Workdir(tmp_path)
     copy.write_config(finished.read_config())

@@ -48,6 +48,10 @@ BAD_TRAINING = {
         ],
         "received 20x28",
     ),
+    "a file of settings": (
+        ["--preset=quickstart", "--config=my.json"],
+        "--config=my.json gives nothing: fields are given one by one, such as --config.model.",
+    ),
     "epochs beside steps": (
         ["--preset=quickstart", "--config.train.epochs=3"],
         "train.epochs is the length if train.steps is 0, and that is 1200",
@@ -387,9 +391,18 @@ def test_a_run_starts_from_a_preset_and_its_configuration(preset, tmp_path):
     reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints/ckpt-0"))
     for variable in trained.variables:
         np.testing.assert_array_equal(reader.get_tensor(f"model/{variable.path}"), variable.numpy())
-    # The same command goes on when what it started from is gone.
-    again = run("trainers.train", f"--init_from={tmp_path}/gone", f"--workdir={tmp_path / 'run'}")
-    assert "is complete: 1 of 1 steps" in again
+    # The same command goes on, even when what it started from is gone.
+    asked = [f"--init_from={preset}", f"--workdir={tmp_path / 'run'}"]
+    moved = preset.rename(tmp_path / "moved")
+    assert "is complete: 1 of 1 steps" in run("trainers.train", *asked)
+    moved.rename(preset)
+    _, error = Program("trainers.train", f"--init_from={moved}", asked[1]).communicate()
+    assert f"started with the weights of '{preset}'" in error
+    # And so does whoever takes the model along.
+    run("trainers.save_preset", asked[1], f"--output={tmp_path / 'further'}")
+    metadata = json.loads((tmp_path / "further/metadata.json").read_text())
+    assert metadata["init_from"] == {"name": preset.name, "step": 4}
+    assert "started with the weights of" in (tmp_path / "further/README.md").read_text()
 
 
 def test_verbosity_shows_where_an_error_was_raised():

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -91,6 +91,7 @@ def train(
     if not starts:
         workdir.check_images(described)
     schedule = Schedule(config, len(images))
+    check_length(config, workdir, len(images))
     check_profile_steps(profile_steps, workdir, schedule.total_steps)
     if schedule.warmup_steps >= schedule.total_steps:  # as in a run that is only to be tried out
         logging.warning(
@@ -103,6 +104,10 @@ def train(
     with contextlib.ExitStack() as scope:
         if is_chief(strategy):
             scope.enter_context(workdir.training())
+        # Once more, for another process may have trained here while the images were read.
+        workdir.check_config(config)
+        if workdir.latest_checkpoint():
+            workdir.check_images(described)
         run = _Run(config, workdir, strategy, images, test_images, profile_steps)
         try:
             with StopRequest() as stop:
@@ -130,6 +135,7 @@ class InitialWeights(NamedTuple):
     """The weights that a run starts with."""
 
     origin: str
+    source: Mapping[str, Any]  # what the workdir keeps
     values: Values
 
     @classmethod
@@ -139,7 +145,29 @@ class InitialWeights(NamedTuple):
         Raises:
           ValueError: The files are damaged.
         """
-        return cls(trained.origin, read_values(trained.load().variables))
+        source = {"path": trained.path, "name": trained.name, "step": trained.step}
+        return cls(trained.origin, source, read_values(trained.load().variables))
+
+
+def check_length(config: ExperimentConfig, workdir: Workdir, num_images: int) -> None:
+    """Raises a ValueError if a run that is not complete is to end before the steps it has done.
+
+    Args:
+      config: The configuration that was asked for.
+      workdir: The run's directory, with the configuration that it has.
+      num_images: Number of images to train on.
+    """
+    done = checkpoint_step(workdir.latest_checkpoint())
+    if not done:
+        return
+    total, planned = (
+        Schedule(each, num_images).total_steps for each in (config, workdir.read_config())
+    )
+    if total < done < planned:
+        raise ValueError(
+            f"The run in {workdir.path!r} has done {done} of {planned} steps, and cannot end after "
+            f"{total}: ask for {done} or more with --config.train.steps."
+        )
 
 
 def check_profile_steps(steps: StepRange | None, workdir: Workdir, total: int) -> None:
@@ -224,6 +252,8 @@ class _Run:
             self._workdir.write_config(self._config)
             self._workdir.write_images(images)
             self._checkpointer.clear_leftovers()
+            if not restored:
+                self._workdir.write_initial_weights(initial.source if initial else {})
         if restored:
             self.say(f"Resuming after step {self.step} of {total}.")
         elif initial:
@@ -250,6 +280,8 @@ class _Run:
             f"{expected_memory(trainer, self._batches) / 1e9:.2f} GB per replica, with "
             f"{trainer.num_bytes / 1e9:.2f} GB of weights and optimiser."
         )
+        if self._config.train.jit_compile == "step":
+            self.say("XLA compiles the first step before it runs, which can take minutes.")
 
     def _batch(self, step: int) -> tf.Tensor:
         """Returns the global batch that follows `step` steps, as the model's input (B, H, W, C)."""

@@ -246,6 +246,7 @@ class Progress:
             **dataclasses.asdict(result),
         }
         write_atomically(self._workdir.evaluation, to_json({"step": step, **fields}))
+        self._workdir.remove_report()
         self._warn_of_collapse(step, result)
         self._summaries.end(success=True)
         self.close()

@@ -483,3 +483,14 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(DivergedError, match=f"not finite after step 0.*{bias.path}"):
         checkpointer.save()
     assert workdir.latest_checkpoint() is None
+
+
+def test_a_checkpoint_that_cannot_be_written_says_so(tmp_path):
+    workdir = Workdir(tmp_path)
+    trainer, checkpointer = make(workdir)
+    checkpointer.save()
+    trainer.state.step.assign(1)
+    os.makedirs(f"{workdir.checkpoints}/ckpt-1.tempstate.data-00000-of-00001")
+    with pytest.raises(OSError, match=r"Cannot write the checkpoint .*ckpt-1'; earlier ones are"):
+        checkpointer.save()
+    assert workdir.latest_checkpoint().endswith("ckpt-0")

@@ -248,6 +248,15 @@ def test_a_run_resumes_on_either_side_of_freezing(freezing, tmp_path, step):
 
 
 @pytest.mark.slow
+def test_a_newer_evaluation_has_no_report_of_an_older_one(finished, tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    shutil.copytree(finished.path, workdir.path)
+    report = tmp_path / "run/evaluation.html"
+    report.write_text("of step 4")
+    train(tiny_experiment_config(steps=5), workdir)
+    assert workdir.evaluated_step() == 5 and not report.exists()
+
+
 def test_more_steps_resume(finished, tmp_path, capsys):
     workdir = Workdir(tmp_path / "longer")
     shutil.copytree(finished.path, workdir.path)
@@ -342,6 +351,33 @@ def test_a_slip_shows_before_the_images_to_train_on_are_read(
     assert not os.path.exists(tmp_path / "run")
 
 
+def test_another_run_that_began_meanwhile_is_not_gone_on_with(finished, tmp_path, monkeypatch):
+    def load(data, model, split):
+        shutil.copytree(finished.path, tmp_path / "run", dirs_exist_ok=True)
+        return load_images(data, model, split)
+
+    monkeypatch.setattr(experiment, "load_images", load)
+    config = finished.read_config().override({"optimizer.learning_rate": 0.5})
+    with pytest.raises(ValueError, match="another configuration: optimizer.learning_rate"):
+        train(config, Workdir(tmp_path / "run"))
+    # Nor with the same configuration, and other images.
+    shutil.rmtree(tmp_path / "run")
+    monkeypatch.setattr(experiment, "describe", lambda images: {"images": len(images)})
+    with pytest.raises(ValueError, match="are not those that the run"):
+        train(finished.read_config(), Workdir(tmp_path / "run"))
+    assert Workdir(tmp_path / "run").read_config() == finished.read_config()
+
+
+def test_a_run_does_not_end_before_the_steps_that_it_has_done(finished, tmp_path, monkeypatch):
+    workdir = Workdir(tmp_path / "run")
+    shutil.copytree(finished.path, workdir.path)
+    stopped = finished.read_config().override({"train.steps": 8})
+    workdir.write_config(stopped)
+    with pytest.raises(ValueError, match="has done 4 of 8 steps, and cannot end after 3"):
+        train(stopped.override({"train.steps": 3}), workdir)
+    assert workdir.read_config() == stopped
+
+
 def test_other_images_are_refused(finished, monkeypatch):
     config = finished.read_config()
     images = load_images(config.data, config.model, "train")
@@ -412,6 +448,25 @@ def test_a_split_to_train_on_is_not_held_out(tmp_path):
     with pytest.raises(ValueError, match="are both 'train'"):
         train(config, Workdir(tmp_path / "run"))
     assert not os.path.exists(tmp_path / "run")
+
+
+def test_a_run_keeps_what_it_started_from(finished, tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    config = finished.read_config().override({"train.steps": 1})
+    with pytest.raises(ValueError, match="started with random weights.*--init_from=x is for a new"):
+        finished.check_initial_weights("x")
+    train(config, workdir, init_from=TrainedModel.of(finished.path))
+    source = {"path": finished.path, "name": "finished", "step": 4}
+    assert TrainedModel.of_run(workdir).init_from == source
+    workdir.check_initial_weights(f"{finished.path}/")
+    with pytest.raises(ValueError, match="started with the weights of '.*finished'"):
+        workdir.check_initial_weights("mnist_small")
+    again = Workdir(tmp_path / "again")  # which was stopped before its first checkpoint
+    shutil.copytree(
+        workdir.path, again.path, ignore=shutil.ignore_patterns("checkpoints", "tensorboard")
+    )
+    train(config, again)
+    assert again.read_initial_weights() == {}
 
 
 def test_damaged_weights_to_start_from_leave_nothing(finished, tmp_path):
