@@ -103,8 +103,8 @@ class Client:
     ):
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}: {protocol!r}.")
-        address = re.fullmatch(r"(?:[^\s/:@]+|\[[0-9a-fA-F:.]+\]):(\d+)", server)
-        if not address or not 0 < int(address[1]) < 2**16:
+        address = re.fullmatch(r"([^\s/:@]+|\[[0-9a-fA-F:.]+\]):(\d+)", server)
+        if not (address and _is_host(address[1]) and 0 < int(address[2]) < 2**16):
             raise ValueError(
                 f"server must be HOST:PORT, such as localhost:8500, received {server!r}."
             )
@@ -303,6 +303,15 @@ def _printable(text: str) -> str:
     """Returns a server's text as one line, without what a terminal would obey."""
     line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
     return line if len(line) <= _MAX_DETAIL else f"{line[:_MAX_DETAIL]}…"
+
+
+def _is_host(name: str) -> bool:
+    """Returns whether a host can have the name: none of its parts may be empty or too long."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _drawing_inputs(rows: int, seed: int, temperature: float) -> dict[str, np.ndarray]:

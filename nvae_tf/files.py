@@ -93,9 +93,12 @@ def check_output(path: str | os.PathLike) -> None:
     Raises:
       FileNotFoundError: The directory that would hold it does not exist.
       PermissionError: That directory cannot be written.
+      OSError: There can be no such name, because it is too long.
       ValueError: It is a directory, a device or the like.
     """
     path = os.path.realpath(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path)  # fails if there cannot be such a name
     check_regular(path)
     directory = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(directory):

@@ -44,6 +44,8 @@ def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_errors_of_the_system_name_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none/x\.json'$"):
         write_atomically(tmp_path / "none/x.json", "one")
+    with pytest.raises(OSError, match="too long"):
+        check_output(tmp_path / ("a" * 300))
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"file/x'$"), new_directory(tmp_path / "file/x"):
         pass

@@ -21,6 +21,7 @@ from nvae_tf.evaluation import FeatureExtractor, InceptionFeatures, SavedModelFe
 from nvae_tf.evaluation.reference import MIN_SAMPLES
 from nvae_tf.evaluation.suite import Evaluation, Protocol
 from nvae_tf.files import check_output, to_json, write_atomically
+from nvae_tf.runs.load import TrainedModel
 from nvae_tf.sampling.sampler import OUTPUTS, group_temperatures
 
 _find_model = define_model_flags()
@@ -137,6 +138,31 @@ def check_flags() -> None:
                 )
 
 
+def outputs(trained: TrainedModel) -> tuple[str | None, str | None]:
+    """Returns where results and report go, if anywhere, once all files can be written.
+
+    Raises:
+      ValueError: The results would not be JSON, or two files would be one.
+      OSError: A file cannot be written.
+    """
+    output = _OUTPUT.value or trained.evaluation_path
+    report = None
+    if output:
+        stem, extension = os.path.splitext(output)
+        if extension != ".json":
+            raise ValueError(f"The output must end in .json, received {output!r}.")
+        report = f"{stem}.html"
+    written = [os.path.realpath(path) for path in (output, report, _PER_IMAGE.value) if path]
+    if len(set(written)) < len(written):
+        raise ValueError(
+            f"--per_image={_PER_IMAGE.value} is where the results or the report go: name another "
+            "file."
+        )
+    for path in written:
+        check_output(path)
+    return output, report
+
+
 def evaluated_later(step: int) -> bool:
     """Returns whether the run went on after this step, and was evaluated, maybe by its training."""
     now = _find_model()
@@ -151,15 +177,7 @@ def main(argv: list[str]) -> None:
         replaces = bool(trained.evaluation_path) and not _OUTPUT.value  # the run's own evaluation
         if replaces and split != trained.config.data.test_split:
             raise ValueError(f"{split!r} is not the run's test split{_SAY_WHERE}")
-        output = _OUTPUT.value or trained.evaluation_path
-        report = None
-        if output:
-            stem, extension = os.path.splitext(output)
-            if extension != ".json":
-                raise ValueError(f"The output must end in .json, received {output!r}.")
-            report = f"{stem}.html"
-        for path in filter(None, (output, report, _PER_IMAGE.value)):
-            check_output(path)
+        output, report = outputs(trained)
         check_flags()
         group_temperatures(config.model, _TEMPERATURE.value)  # fails early on a wrong flag
         use_devices()

@@ -118,8 +118,16 @@ def _pictures(directory: str, places: Iterable[tuple[str, list[str]]]) -> list[s
             if not name.startswith("."):
                 is_picture = name.lower().endswith(EXTENSIONS)
                 (found if is_picture else others).append(os.path.join(place, name))
+    example = f" (such as {os.path.basename(others[0])!r})" if others else ""
+    if found and others:
+        logging.warning(
+            "%d files below %r%s are not read: they do not end in %s.",
+            len(others),
+            directory,
+            example,
+            ", ".join(EXTENSIONS),
+        )
     if not found:
-        example = f" (such as {os.path.basename(others[0])!r})" if others else ""
         raise ValueError(
             f"There are no pictures ({', '.join(EXTENSIONS)}) below {directory!r}, but "
             f"{len(others)} other files{example}."

@@ -19,6 +19,7 @@ import tensorflow as tf
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.fit import check_shape
 from nvae_tf.data.source import Source, data_directory, files_identity
+from nvae_tf.files import read_bytes
 
 _UNSIGNED_BYTES = 0x08
 _GZIP = b"\x1f\x8b"
@@ -63,10 +64,8 @@ def load_idx_images(data: DataConfig, split: str) -> np.ndarray:
 
 
 def _read_file(path: str, read: Callable[[bytes], np.ndarray]) -> np.ndarray:
-    with open(path, "rb") as file:
-        content = file.read()
     try:
-        return read(content)
+        return read(read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path!r}: {error}") from error
 

@@ -13,9 +13,10 @@ from PIL import Image, UnidentifiedImageError
 
 from nvae_tf.data.source import UnreadableError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _PNG = b"\x89PNG\r\n\x1a\n"
+_GRAY = 0  # the colour type of a PNG
 # What pictures of Pillow's modes are converted to. The second mode is for those whose `info` says
 # that a colour stands for transparency, which takes no alpha channel in the file.
 _MODES = {
@@ -65,7 +66,9 @@ def decode_picture(content: bytes, channels: int) -> np.ndarray:
     is_wide = content.startswith(_PNG) and content[24:25] == b"\x10"
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-            pixels = _decode_16_bit(picture, content) if is_wide else _decode_8_bit(picture)
+            pixels = (
+                _decode_16_bit(picture, content) if is_wide else _decode_8_bit(picture, content)
+            )
             turn = _turn(picture)
     except UnreadableError:
         raise
@@ -77,8 +80,9 @@ def decode_picture(content: bytes, channels: int) -> np.ndarray:
     return with_channels(turn(pixels) if turn else pixels, channels)
 
 
-def _decode_8_bit(picture: Image.Image) -> np.ndarray:
+def _decode_8_bit(picture: Image.Image, content: bytes) -> np.ndarray:
     picture.load()
+    _scale_key(picture, content)
     if picture.mode not in _MODES:
         raise UnreadableError(f"its colours are {picture.mode}; gray, RGB and palettes can be read")
     opaque, transparent = _MODES[picture.mode]
@@ -89,6 +93,17 @@ def _decode_8_bit(picture: Image.Image) -> np.ndarray:
 def _has_key(picture: Image.Image) -> bool:
     """Returns whether a colour, or a palette's entry, stands for transparency."""
     return "transparency" in picture.info
+
+
+def _scale_key(picture: Image.Image, content: bytes) -> None:
+    """Scales the gray that stands for transparency as Pillow has scaled the pixels.
+
+    It brings pixels of 2 and 4 bits to 8, and leaves the key as it is in the file.
+    """
+    depth, kind = content[24:26] if content.startswith(_PNG) else (0, 0)
+    key = picture.info.get("transparency")
+    if kind == _GRAY and depth in (2, 4) and isinstance(key, int) and key < 2**depth:
+        picture.info["transparency"] = key * (255 // (2**depth - 1))
 
 
 def _turn(picture: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -177,6 +177,7 @@ class Evaluation:
         """
         fields: dict[str, Any] = {
             "split": self._split,
+            "seed": self._seed,
             "images_sha256": describe(self._images)["sha256"],
         }
         if self._likelihoods:

@@ -69,6 +69,11 @@ class TrainedModel:
           FileNotFoundError: No run was started there, or it has no such checkpoint yet.
           ValueError: This version cannot read the configuration, or the word is another one.
         """
+        if not workdir.has_config and workdir.path in builtin_names():
+            raise FileNotFoundError(
+                f"{workdir.path!r} is not a run, but a model of this package: --preset, or "
+                "NVAE.from_preset, takes it."
+            )
         config = workdir.read_config()
         prefix = workdir.checkpoint(checkpoint)
         if prefix is None and is_saved_model(workdir.path):

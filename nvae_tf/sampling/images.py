@@ -21,7 +21,7 @@ from nvae_tf.files import (
 )
 
 SHEET_LIMIT = 4096  # images; larger sheets are of no use to people, and may exceed the memory
-ANIMATIONS = {".gif": 65_535, ".webp": 16_383}  # and the largest height of a frame, in pixels
+ANIMATIONS = {".gif": 65_535, ".webp": 16_383}  # and the longest side of a frame, in pixels
 _MAX_VALUES = 2**31 - 1  # of an image that TensorFlow encodes
 _MAX_SIDE = 1_000_000  # pixels, libpng's limit
 _MARGIN = 2  # pixels between and around the images of a sheet
@@ -39,7 +39,8 @@ def to_uint8(images: np.ndarray | tf.Tensor) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(
             "The model has drawn pixels that are not finite: its weights are damaged, its "
-            "training has diverged, or the temperature is far too high."
+            "training has diverged, or a number that was asked for, such as the temperature, is "
+            "far too high."
         )
     return np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
 
@@ -118,7 +119,10 @@ def check_grid(rows: int, columns: int, shape: tuple[int, int, int], extension: 
     if extension == ".png":
         _check_size(sheet_side(rows, height), sheet_side(columns, width), channels)
     else:  # a frame is a sheet of one column's images
-        _check_height(extension, sheet_side(math.ceil(rows / _square(rows)), height))
+        across = _square(rows)
+        _check_frame(
+            extension, sheet_side(math.ceil(rows / across), height), sheet_side(across, width)
+        )
 
 
 def _check_size(height: int, width: int, channels: int) -> None:
@@ -128,13 +132,13 @@ def _check_size(height: int, width: int, channels: int) -> None:
         )
 
 
-def _check_height(extension: str, height: int) -> None:
-    """Raises a ValueError if frames of an animation in this format cannot be so high."""
-    limit = ANIMATIONS.get(extension, height)
-    if height > limit:
+def _check_frame(extension: str, height: int, width: int) -> None:
+    """Raises a ValueError if frames of an animation in this format cannot be so large."""
+    limit = ANIMATIONS[extension]
+    if max(height, width) > limit:
         raise ValueError(
-            f"A frame of a {extension} file has up to {limit:,} rows of pixels, these would have "
-            f"{height:,}: show fewer images, or let the output end in .png."
+            f"A frame of a {extension} file has up to {limit:,} pixels on each side, these would "
+            f"have {height:,}x{width:,}: show fewer images, or let the output end in .png."
         )
 
 
@@ -149,7 +153,7 @@ def encode_animation(frames: np.ndarray, extension: str) -> bytes:
 
     Raises:
       ValueError: if the extension is another, the frames do not have 1 or 3 channels, or they are
-        too high.
+        too large.
     """
     from PIL import Image  # imported here because only animations need it
 
@@ -158,7 +162,7 @@ def encode_animation(frames: np.ndarray, extension: str) -> bytes:
             f"An animation must be one of {', '.join(ANIMATIONS)}; received {extension!r}."
         )
     check_channels(extension, frames.shape[-1])
-    _check_height(extension, frames.shape[1])
+    _check_frame(extension, *frames.shape[1:3])
     images = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in frames]
     content = io.BytesIO()
     images[0].save(
@@ -312,4 +316,6 @@ def _array_writer(
             written += len(images)
 
         yield write
+        if written != count:
+            raise ValueError(f"{path!r} was to have {count} images, received {written}.")
         array.flush()

@@ -28,7 +28,7 @@ def values(images):
     return images[:, 0, 0, 0].tolist()
 
 
-def test_splits_by_directory(tmp_path):
+def test_splits_by_directory(tmp_path, caplog):
     save(tmp_path / "train/cats/b.png", 2)
     save(tmp_path / "train/a.bmp", 1)
     save(tmp_path / "train/dogs/deep/c.webp", 3)
@@ -38,6 +38,7 @@ def test_splits_by_directory(tmp_path):
     os.symlink(tmp_path / "train", tmp_path / "train/cats/back")  # leads in a circle
     data = folder(tmp_path)
     assert values(load_images(data, MODEL, "train")) == [1, 2, 3]
+    assert "1 files below" in caplog.text and "(such as 'readme.txt') are not read" in caplog.text
     assert values(load_images(data, MODEL, "test")) == [9]
     with pytest.raises(ValueError, match="no directory 'valid'.*'test', 'train'"):
         load_images(data, MODEL, "valid")

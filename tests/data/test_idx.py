@@ -1,6 +1,7 @@
 """idx files, the format of MNIST."""
 
 import gzip
+import os
 import struct
 
 import numpy as np
@@ -86,3 +87,9 @@ def test_mutated_files_are_read_or_refused(position, replacement, zipped):
     except ValueError:
         return
     assert images.ndim == 4 and images.dtype == np.uint8
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        load_images(data(tmp_path), MODEL, "train")

@@ -164,6 +164,27 @@ def test_16_bit_pictures_are_turned_and_have_keys(channels):
         decode_picture(content, channels)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_gray_of_few_bits_can_stand_for_transparency(depth):
+    levels = 2**depth
+    values = np.arange(8 * 8).reshape(8, 8) % levels
+    bits = (values[:, :, None] >> np.arange(depth)[::-1]) & 1
+    rows = np.packbits(bits.reshape(8, -1), axis=1)
+    header = struct.pack(">IIBBBBB", 8, 8, depth, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    for key in {0, 1, levels - 1}:
+        chunks = (
+            (b"IHDR", header),
+            (b"tRNS", struct.pack(">H", key)),
+            (b"IDAT", data),
+            (b"IEND", b""),
+        )
+        content = b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+        gray, alpha = np.moveaxis(decode_picture(content, 2), 2, 0)
+        np.testing.assert_array_equal(gray, values * (255 // (levels - 1)))
+        np.testing.assert_array_equal(alpha, np.where(values == key, 0, 255))
+
+
 _HEADER_END = 8 + 25  # bytes: the signature, and the chunk IHDR
 
 

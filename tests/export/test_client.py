@@ -409,6 +409,7 @@ def test_wrong_arguments(ask, message):
         ({"server": "localhost"}, "HOST:PORT"),
         ({"server": "http://localhost:8501"}, "HOST:PORT"),
         ({"server": "localhost:70000"}, "HOST:PORT"),
+        ({"server": "a..b:80"}, "HOST:PORT"),
         ({"protocol": "http"}, "one of grpc, rest"),
         ({"version": 1, "label": "stable"}, "Choose between"),
         ({"version": -1}, "version must be"),

@@ -65,8 +65,10 @@ def test_what_cannot_be_animated():
         encode_animation(random_pictures(2, 4, 4, 2), ".gif")
     for extension, limit in (".gif", 65_535), (".webp", 16_383):
         assert encode_animation(random_pictures(1, limit, 1, 1), extension)
-        with pytest.raises(ValueError, match=f"up to {limit:,} rows .* have {limit + 1:,}"):
+        with pytest.raises(ValueError, match=f"up to {limit:,} pixels .* {limit + 1:,}x1:"):
             encode_animation(random_pictures(1, limit + 1, 1, 1), extension)
+        with pytest.raises(ValueError, match=f"up to {limit:,} pixels .* 1x{limit + 1:,}:"):
+            encode_animation(random_pictures(1, 1, limit + 1, 1), extension)
 
 
 def test_a_sheet_that_no_png_can_be_is_refused():
@@ -80,8 +82,10 @@ def test_a_sheet_that_no_png_can_be_is_refused():
 
 def test_frames_are_about_square_so_many_rows_fit():
     check_grid(990**2, 3, (64, 64, 3), ".gif")
-    with pytest.raises(ValueError, match="up to 65,535 rows of pixels, these would have 66,002"):
+    with pytest.raises(ValueError, match="up to 65,535 pixels on each side, .* have 66,002x66,002"):
         check_grid(1000**2, 3, (64, 64, 3), ".gif")
+    with pytest.raises(ValueError, match="up to 16,383 pixels on each side, .* have 18x16,386"):
+        check_grid(64, 2, (0, 2046, 1), ".webp")
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -146,6 +150,16 @@ def test_a_sheet_s_columns_can_be_given(tmp_path):
         add(images)
     expected = sheet(images, columns=2)
     np.testing.assert_array_equal(tf.io.decode_png((tmp_path / "a.png").read_bytes()), expected)
+
+
+def test_an_array_with_images_missing_does_not_appear(tmp_path):
+    images = random_pictures(2, 4, 4, 1)
+    with (
+        pytest.raises(ValueError, match="to have 5 images, received 2"),
+        image_writer(str(tmp_path / "a.npy"), 5, images.shape[1:]) as write,
+    ):
+        write(images)
+    assert not os.listdir(tmp_path)
 
 
 def test_names_sort_in_order_however_many_there_are(tmp_path):

@@ -298,6 +298,7 @@ def test_wrong_usage_of_the_others(tmp_path, module, arguments, message):
     ("argument", "message"),
     [
         ("--per_image=no/such/x.csv", "there is no directory"),
+        ("--output=x.json --per_image=./x.html", "is where the results or the report go"),
         ("--temperature=1,2,3,4,5", "temperature must be one number"),
         ("--features=no/such/model", "no/such/model"),
         ("--num_samples=2", "--num_samples must be at least 4"),

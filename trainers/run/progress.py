@@ -32,6 +32,7 @@ from trainers.run.trainer import DivergedError, Trainer
 from trainers.summaries import EXAMPLES, Speed, Summaries, group_name
 
 _VALIDATION_IMAGES = 1000  # at most, during training
+_SEED = 0  # of bounds, as of nvae-evaluate without --seed
 
 
 def drawn_rows(count: int, wanted: int) -> np.ndarray:
@@ -179,10 +180,12 @@ class Progress:
     ) -> ImageLikelihoods:
         # What fits into a device's memory in training does so here.
         batches = evaluation_batches(
-            images, self._trainer.config.model, self._trainer.replica_batch
+            images, self._trainer.config.model, self._trainer.replica_batch, _SEED
         )
         try:
-            return evaluator.per_image(batches, after_batch=after_batch, weights=weights)
+            return evaluator.per_image(
+                batches, seed=_SEED, after_batch=after_batch, weights=weights
+            )
         except NotFiniteError as error:
             step = self._trainer.state.steps_done
             raise DivergedError(
@@ -242,6 +245,7 @@ class Progress:
         result = found.summary(self._trainer.config.model)
         fields = {
             "split": self._trainer.config.data.test_split,
+            "seed": _SEED,
             "images_sha256": describe(self._test_images)["sha256"],
             **dataclasses.asdict(result),
         }
