@@ -216,9 +216,8 @@ def main(argv: list[str]) -> None:
         if replaces and evaluated_later(trained.step):
             logging.warning("The run has been evaluated at a later step, which %s keeps.", output)
         elif output and report:
-            page = evaluation.report(
-                f"{trained.origin}, step {trained.step:,}"
-            )  # before any file is replaced
+            title = f"{trained.origin}, step {trained.step:,}"
+            page = evaluation.report(title)  # before any file is replaced
             write_atomically(output, text)
             write_atomically(report, page)
         evaluation.forget()

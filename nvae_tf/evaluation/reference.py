@@ -28,6 +28,7 @@ class ReferenceFeatures:
     moments: Moments  # of all N images
     features: np.ndarray  # (min(N, 10 000), D) float32, of a random subset
     extractor_fingerprint: str
+    images_sha256: str  # of shape and bytes of all N images
 
 
 def reference_features(
@@ -70,12 +71,15 @@ def reference_features(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, received {batch_size}.")
     rows = functools.partial(_rows, images, prepare)
-    path = os.path.join(cache_dir, f"features-{_key(images, rows, extractor)}.npz")
-    reference = _read(path, len(images), extractor)
-    if reference is None:
-        reference = _compute(len(images), rows, extractor, batch_size, after_batch)
-        _keep(path, reference)
-    return reference
+    images_sha256 = _digest(images, rows)
+    facts = f"{sources_fingerprint('nvae_tf')} {extractor.fingerprint} {images_sha256}"
+    key = hashlib.sha256(facts.encode()).hexdigest()[:32]
+    path = os.path.join(cache_dir, f"features-{key}.npz")
+    found = _read(path, len(images))
+    if found is None:
+        found = _compute(len(images), rows, extractor, batch_size, after_batch)
+        _keep(path, *found)
+    return ReferenceFeatures(*found, extractor.fingerprint, images_sha256)
 
 
 def _rows(
@@ -88,14 +92,11 @@ def _rows(
     return np.ascontiguousarray(prepare(some, chosen.start) if prepare else some)
 
 
-def _key(
-    images: np.ndarray, rows: Callable[[slice], np.ndarray], extractor: FeatureExtractor
-) -> str:
-    facts = f"{sources_fingerprint('nvae_tf')} {extractor.fingerprint} {images.shape} "
-    digest = hashlib.sha256(facts.encode())
+def _digest(images: np.ndarray, rows: Callable[[slice], np.ndarray]) -> str:
+    digest = hashlib.sha256(repr(images.shape).encode())
     for block in image_blocks(images):
         digest.update(rows(block).data)
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 def _compute(
@@ -104,7 +105,7 @@ def _compute(
     extractor: FeatureExtractor,
     batch_size: int,
     after_batch: Callable[[int], None] | None,
-) -> ReferenceFeatures:
+) -> tuple[Moments, np.ndarray]:
     # The choice is random because data sets may be sorted.
     order = np.random.default_rng(0).permutation(count)
     chosen = np.zeros(count, bool)
@@ -117,16 +118,15 @@ def _compute(
         kept.append(features[chosen[start : start + batch_size]])
         if after_batch:
             after_batch(len(features))
-    return ReferenceFeatures(moments, np.concatenate(kept), extractor.fingerprint)
+    return moments, np.concatenate(kept)
 
 
-def _keep(path: str, reference: ReferenceFeatures) -> None:
-    moments = reference.moments
+def _keep(path: str, moments: Moments, features: np.ndarray) -> None:
     arrays = {"count": moments.count, "mean": moments.mean, "scatter": moments.scatter}
-    keep_arrays(path, arrays | {"features": reference.features})
+    keep_arrays(path, arrays | {"features": features})
 
 
-def _read(path: str, num_images: int, extractor: FeatureExtractor) -> ReferenceFeatures | None:
+def _read(path: str, num_images: int) -> tuple[Moments, np.ndarray] | None:
     arrays = read_arrays(path)
     if arrays is None:
         return None
@@ -144,4 +144,4 @@ def _read(path: str, num_images: int, extractor: FeatureExtractor) -> ReferenceF
     moments = Moments(dimension)
     moments.count = int(arrays["count"])
     moments.mean, moments.scatter = arrays["mean"], arrays["scatter"]
-    return ReferenceFeatures(moments, arrays["features"], extractor.fingerprint)
+    return moments, arrays["features"]

@@ -18,11 +18,13 @@ from nvae_tf.evaluation.reference import MAX_KEPT_FEATURES, MIN_SAMPLES, Referen
 class SampleQualityResult:
     """The distances of generated images from real ones, with everything that they depend on.
 
-    Two results are comparable only if the fingerprint and all numbers of images are the same.
+    Two results are comparable only if the fingerprint, the hash of the real images and all numbers
+    of images are the same.
 
     Attributes:
       features: Name of the feature extractor.
       features_fingerprint: SHA-256 of the feature extractor.
+      real_sha256: SHA-256 of the real images, with the values that generated ones can have.
       num_real: Real images in the FID.
       num_generated: Generated images in the FID.
       num_real_kept: Real images in KID, precision and recall.
@@ -37,6 +39,7 @@ class SampleQualityResult:
 
     features: str
     features_fingerprint: str
+    real_sha256: str
     num_real: int
     num_generated: int
     num_real_kept: int
@@ -98,6 +101,7 @@ def sample_quality(
     return SampleQualityResult(
         features=extractor.name,
         features_fingerprint=extractor.fingerprint,
+        real_sha256=reference.images_sha256,
         num_real=reference.moments.count,
         num_generated=moments.count,
         num_real_kept=len(reference.features),

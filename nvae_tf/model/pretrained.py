@@ -60,7 +60,8 @@ class Pretrained:
       directory: Its path.
       config: The configuration of the experiment.
       metadata: The content of `metadata.json`: `keras_version`, `nvae_tf_version`,
-        `parameter_count`, `date_saved`, and from a run `step` and `evaluation`.
+        `parameter_count`, `date_saved`, and from a run `step`, `evaluation`, and in `init_from`
+        `name` and `step` of the model that it started from, if there was one.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """Sample quality of whole batches of images, and the cache of the reference."""
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import logging
@@ -48,6 +49,7 @@ def pictures(count, seed, high=256):
 
 def assert_same(first, second):
     assert first.extractor_fingerprint == second.extractor_fingerprint
+    assert first.images_sha256 == second.images_sha256
     assert first.moments.count == second.moments.count
     np.testing.assert_array_equal(first.features, second.features)
     np.testing.assert_array_equal(first.moments.mean, second.moments.mean)
@@ -94,7 +96,7 @@ def test_a_damaged_file_is_computed_again(tmp_path, caplog, damage):
     content = bytearray(path.read_bytes())
     if damage == "other":
         other = reference_features(pictures(7, 1), Corners(), tmp_path / "other")
-        reference_module._keep(str(path), other)
+        reference_module._keep(str(path), other.moments, other.features)
     else:
         content[content.index(first.features.tobytes()) + 5] ^= 4
         cut, garbage = content[:-30], b"no zip" * 9
@@ -208,7 +210,9 @@ def test_sample_quality_is_its_four_parts(tmp_path):
     assert (result.precision, result.recall) == precision_recall(x, y)
     assert 0 < result.recall < 1 and result.precision > 0
     fields = json.loads(json.dumps(dataclasses.asdict(result)))
+    digest = hashlib.sha256(b"(60, 4, 6, 1)" + real.tobytes()).hexdigest()
     protocol = {"features": "corners of images", "features_fingerprint": "corners", "seed": 3}
+    protocol |= {"real_sha256": digest}
     numbers = {"num_real": 60, "num_generated": 50, "num_real_kept": 60, "num_generated_kept": 50}
     assert fields.items() >= (protocol | numbers).items()
 
