@@ -19,12 +19,19 @@ _BALANCE_OFFSET = 0.01  # nats, so that a group without KL still has a coefficie
 
 
 class ObjectiveTerms(NamedTuple):
-    """The ELBO's terms of B images and L groups, float32."""
+    """The ELBO's terms of B images and L groups, float32.
 
-    reconstruction: tf.Tensor  # [B], -log p(x|z) in nats
-    kl_per_group: tf.Tensor  # [B, L], nats
-    balanced_kl: tf.Tensor  # [B], sum over groups of balancing coefficient times KL
-    balance: tf.Tensor  # [L], balancing coefficients, mean 1
+    Attributes:
+      reconstruction: [B], -log p(x|z) in nats.
+      kl_per_group: [B, L], nats.
+      balanced_kl: [B], sum over groups of balancing coefficient times KL.
+      balance: [L], balancing coefficients, mean 1.
+    """
+
+    reconstruction: tf.Tensor
+    kl_per_group: tf.Tensor
+    balanced_kl: tf.Tensor
+    balance: tf.Tensor
 
 
 def negative_elbo(terms: ObjectiveTerms) -> tf.Tensor:

@@ -28,6 +28,8 @@ ELSEWHERE = {
 SMALLER = {
     "(32, 32, 1)": "(8, 8, 1)",
     "batches(1000": "batches(10",
+    '{"train.steps": 100}': '{"train.steps": 2, "model.num_channels_enc": 4,'
+    ' "model.num_channels_dec": 4, "model.num_groups_per_scale": 1}',
 }
 
 
