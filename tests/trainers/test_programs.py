@@ -276,6 +276,9 @@ def test_an_evaluation_that_is_overtaken_replaces_no_newer_one(finished, tmp_pat
     assert json.loads(process.stdout)["step"] == step
     assert "has been evaluated at a later step" in process.stderr
     assert early.evaluated_step() == finished.evaluated_step() > step
+    # One of the same step is replaced.
+    run("trainers.evaluate", f"--workdir={early.path}", "--num_hierarchy_images=0", "--seed=5")
+    assert json.loads(pathlib.Path(early.evaluation).read_text())["seed"] == 5
 
 
 @pytest.mark.parametrize(
