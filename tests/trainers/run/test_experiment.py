@@ -247,7 +247,6 @@ def test_a_run_resumes_on_either_side_of_freezing(freezing, tmp_path, step):
         np.testing.assert_array_equal(value, expected[path], err_msg=path)
 
 
-@pytest.mark.slow
 def test_a_newer_evaluation_has_no_report_of_an_older_one(finished, tmp_path):
     workdir = Workdir(tmp_path / "run")
     shutil.copytree(finished.path, workdir.path)
@@ -257,6 +256,7 @@ def test_a_newer_evaluation_has_no_report_of_an_older_one(finished, tmp_path):
     assert workdir.evaluated_step() == 5 and not report.exists()
 
 
+@pytest.mark.slow
 def test_more_steps_resume(finished, tmp_path, capsys):
     workdir = Workdir(tmp_path / "longer")
     shutil.copytree(finished.path, workdir.path)
