@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import tensorflow as tf
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
-from nvae_tf.config import DataConfig, ExperimentConfig, check_fields
+from nvae_tf.config import DataConfig, ExperimentConfig, check_fields, near_names
 from nvae_tf.model.pretrained import builtin_names
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import CHECKPOINTS, Workdir
@@ -135,9 +134,8 @@ def define_data_flag(name: str, description: str) -> None:
     fields = dataclasses.asdict(DataConfig())
     with usage_errors():
         for path in _paths_given(name):
-            near = difflib.get_close_matches(path, fields, n=3, cutoff=0.5) or fields
             if path not in fields:
-                raise ValueError(f"No field --{name}.{path}. Known: {', '.join(near)}.")
+                raise ValueError(f"No field --{name}.{path}. {near_names(path, fields, 0.5)}")
     _define_fields(name, fields, f"{description}\nFields: {', '.join(fields)}.")
 
 

@@ -481,5 +481,17 @@ def some_of(phrases: Sequence[str]) -> str:
 def check_fields(paths: Iterable[str]) -> None:
     """Raises a ValueError for the first dotted name that is not a field of `ExperimentConfig`."""
     for path in paths:
-        near = difflib.get_close_matches(path, _FIELDS, n=3) or _FIELDS
-        require(path in _FIELDS, f"No configuration field {path!r}. Known: {', '.join(near)}.")
+        require(path in _FIELDS, f"No configuration field {path!r}. {near_names(path, _FIELDS)}")
+
+
+def near_names(name: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """Returns a sentence for who has mistyped a name: up to three that are like it, or all.
+
+    Args:
+      name: What was typed.
+      known: What there is.
+      likeness: How like it names must be, from 0 to 1; less for short ones.
+    """
+    every = tuple(known)
+    near = difflib.get_close_matches(name, every, n=3, cutoff=likeness) or every
+    return f"Known: {', '.join(near)}."

@@ -34,10 +34,13 @@ def trained(request):
     return TrainedModel.of_preset(request.param)
 
 
+def with_error(result):
+    return f"{result['negative_elbo']:.2f} ± {result['negative_elbo_standard_error']:.2f}"
+
+
 @pytest.fixture
 def nats(trained):
-    result = trained.evaluation
-    return f"{result['negative_elbo']:.2f} ± {result['negative_elbo_standard_error']:.2f}"
+    return with_error(trained.evaluation)
 
 
 @pytest.fixture
@@ -75,9 +78,8 @@ def test_the_caption_of_the_readme():
     caption = words((ROOT / "README.md").read_text().partition("## Start")[0])
     fashion = TrainedModel.of_preset("fashion_mnist").evaluation
     digits = TrainedModel.of_preset("mnist_small").evaluation
-    nats = f"{digits['negative_elbo']:.2f} ± {digits['negative_elbo_standard_error']:.2f} nats"
     assert f"has {fashion['negative_elbo_bits_per_dim']:.4f} bits per dimension on all" in caption
-    assert f"Its −ELBO is {nats} on all" in caption
+    assert f"Its −ELBO is {with_error(digits)} nats on all" in caption
 
 
 # Not emoji64: its recipe's numbers are of a split that was corrected later, and say so.

@@ -179,11 +179,11 @@ def classes_of_direction(config: ExperimentConfig) -> list[Iterable[tf.Tensor]]:
     if others in ([], [towards]):
         raise ValueError("A direction leads from one class to another.")
 
+    seeds = {name: seed for seed, name in enumerate(classes)}
+
     def batches(names: list[str]) -> Iterator[tf.Tensor]:
         for name in names:  # each class is binarised with other random numbers
             yield from evaluation_batches(classes[name], config.model, _BATCH, seeds[name])
-
-    seeds = {name: seed for seed, name in enumerate(classes)}
 
     return [batches([towards]), batches(others)]
 

@@ -102,7 +102,7 @@ def _scale_key(picture: Image.Image, content: bytes) -> None:
     """
     depth, kind = content[24:26] if content.startswith(_PNG) else (0, 0)
     key = picture.info.get("transparency")
-    if kind == _GRAY and depth in (2, 4) and isinstance(key, int) and key < 2**depth:
+    if kind == _GRAY and depth in (2, 4) and isinstance(key, int):
         picture.info["transparency"] = key * (255 // (2**depth - 1))
 
 

@@ -142,7 +142,7 @@ class Workdir:
 
     def read_images(self) -> dict[str, Any]:
         """Returns what `write_images` wrote; empty if nothing was."""
-        return read_json(self / _IMAGES) if os.path.exists(self / _IMAGES) else {}
+        return self._read(_IMAGES)
 
     def write_images(self, images: Mapping[str, Mapping[str, Any]]) -> None:
         """Writes what `check_images` compares."""
@@ -165,8 +165,7 @@ class Workdir:
 
     def read_initial_weights(self) -> dict[str, Any]:
         """Returns what `write_initial_weights` wrote; empty if the run began with random ones."""
-        path = self / _INITIAL_WEIGHTS
-        return read_json(path) if os.path.exists(path) else {}
+        return self._read(_INITIAL_WEIGHTS)
 
     def write_initial_weights(self, source: Mapping[str, Any]) -> None:
         """Writes which trained model a new run has its weights from; empty: from none.
@@ -179,6 +178,9 @@ class Workdir:
             write_atomically(path, json.dumps(source, indent=2) + "\n")
         elif os.path.exists(path):  # of a start that never had a checkpoint
             os.remove(path)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        return read_json(self / name) if os.path.exists(self / name) else {}
 
     def write_config(self, config: ExperimentConfig) -> None:
         """Creates the directory, if need be, and writes the configuration."""

@@ -22,7 +22,7 @@ from nvae_tf.runs.checkpoint_files import checkpoint_step
 from nvae_tf.runs.load import TrainedModel
 from nvae_tf.runs.workdir import Workdir
 from nvae_tf.training.metrics import StepMetrics
-from nvae_tf.training.schedule import Schedule
+from nvae_tf.training.schedule import Schedule, total_steps
 from trainers.run.checkpoints import Checkpointer
 from trainers.run.diagnosis import first_non_finite
 from trainers.run.memory import expected_memory
@@ -88,10 +88,8 @@ def train(
         config.data.train_split: describe(images),
         config.data.test_split: describe(test_images),
     }
-    if not starts:
-        workdir.check_images(described)
     schedule = Schedule(config, len(images))
-    check_length(config, workdir, len(images))
+    check_length(workdir, schedule.total_steps, len(images))
     check_profile_steps(profile_steps, workdir, schedule.total_steps)
     if schedule.warmup_steps >= schedule.total_steps:  # as in a run that is only to be tried out
         logging.warning(
@@ -104,7 +102,7 @@ def train(
     with contextlib.ExitStack() as scope:
         if is_chief(strategy):
             scope.enter_context(workdir.training())
-        # Once more, for another process may have trained here while the images were read.
+        # Here, for another process may have trained while the images were read.
         workdir.check_config(config)
         if workdir.latest_checkpoint():
             workdir.check_images(described)
@@ -149,21 +147,19 @@ class InitialWeights(NamedTuple):
         return cls(trained.origin, source, read_values(trained.load().variables))
 
 
-def check_length(config: ExperimentConfig, workdir: Workdir, num_images: int) -> None:
+def check_length(workdir: Workdir, total: int, num_images: int) -> None:
     """Raises a ValueError if a run that is not complete is to end before the steps it has done.
 
     Args:
-      config: The configuration that was asked for.
       workdir: The run's directory, with the configuration that it has.
+      total: The number of steps that were asked for.
       num_images: Number of images to train on.
     """
     done = checkpoint_step(workdir.latest_checkpoint())
-    if not done:
+    if done <= total:
         return
-    total, planned = (
-        Schedule(each, num_images).total_steps for each in (config, workdir.read_config())
-    )
-    if total < done < planned:
+    planned = total_steps(workdir.read_config(), num_images)
+    if done < planned:
         raise ValueError(
             f"The run in {workdir.path!r} has done {done} of {planned} steps, and cannot end after "
             f"{total}: ask for {done} or more with --config.train.steps."

@@ -368,7 +368,7 @@ def test_another_run_that_began_meanwhile_is_not_gone_on_with(finished, tmp_path
     assert Workdir(tmp_path / "run").read_config() == finished.read_config()
 
 
-def test_a_run_does_not_end_before_the_steps_that_it_has_done(finished, tmp_path, monkeypatch):
+def test_a_run_does_not_end_before_the_steps_that_it_has_done(finished, tmp_path):
     workdir = Workdir(tmp_path / "run")
     shutil.copytree(finished.path, workdir.path)
     stopped = finished.read_config().override({"train.steps": 8})
