@@ -287,6 +287,8 @@ def test_load_model_gives_the_trained_weights(finished):
 
 
 def test_load_model_of_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'mnist_small' is not a run, but a model of this"):
+        nvae_tf.load_model("mnist_small")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         nvae_tf.load_model(tmp_path)
     Workdir(tmp_path).write_config(tiny_experiment_config())
