@@ -6,6 +6,7 @@ That holds for processes that are killed. After a loss of power the file system 
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import io
 import json
@@ -15,7 +16,7 @@ import secrets
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,13 @@ def to_json(fields: Mapping[str, Any]) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(plain(fields), indent=2, allow_nan=False) + "\n"
+
+
+def to_csv(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table as CSV: a line of the columns' names, and a line for each row."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    return text.getvalue()
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray] | None:

@@ -25,7 +25,7 @@ from nvae_tf.command_line import (
     usage_errors,
     use_devices,
 )
-from nvae_tf.data import load_images
+from nvae_tf.data import load_image_set
 from nvae_tf.evaluation.detection import check_installed
 from nvae_tf.evaluation.novelty import NoveltyEvaluator
 from nvae_tf.evaluation.novelty_suite import NoveltyStudy, ScoredSet, Selection
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
         sets = {"known": config.data} | ({"novel": novel} if novel else {})
         selections = {
             name: Selection.draw(
-                load_images(data, config.model, data.test_split),
+                load_image_set(data, config.model, data.test_split),
                 _NUM_IMAGES.value,
                 fraction if novel else 0.0,
                 _SEED.value,

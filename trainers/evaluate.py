@@ -16,7 +16,7 @@ from nvae_tf.command_line import (
     usage_errors,
     use_devices,
 )
-from nvae_tf.data import describe, load_images
+from nvae_tf.data import describe, load_image_set
 from nvae_tf.evaluation import FeatureExtractor, InceptionFeatures, SavedModelFeatures
 from nvae_tf.evaluation.reference import MIN_SAMPLES
 from nvae_tf.evaluation.suite import Evaluation, Protocol
@@ -182,16 +182,18 @@ def main(argv: list[str]) -> None:
         group_temperatures(config.model, _TEMPERATURE.value)  # fails early on a wrong flag
         use_devices()
         extractor = make_extractor() if _NUM_SAMPLES.value else None
-        images = load_images(config.data, config.model, split)
+        image_set = load_image_set(config.data, config.model, split)
         known = trained.images.get(split)
-        if replaces and known and describe(images) != known:
+        if replaces and known and describe(image_set.images) != known:
             raise ValueError(f"These are other images than the run's own{_SAY_WHERE}")
-        if replaces and (_NUM_IMAGES.value or len(images)) < len(images):
+        if replaces and (_NUM_IMAGES.value or len(image_set)) < len(image_set):
             raise ValueError(f"--num_images leaves some of the run's images out{_SAY_WHERE}")
-        images = images[: _NUM_IMAGES.value]
+        image_set = image_set.first(_NUM_IMAGES.value)
         model = trained.load()
 
-        evaluation = Evaluation(config, model, split, images, _BATCH_SIZE.value, _SEED.value)
+        evaluation = Evaluation(
+            config, model, split, image_set.images, _BATCH_SIZE.value, _SEED.value
+        )
         if extractor:
             protocol = Protocol(
                 num_samples=_NUM_SAMPLES.value,
@@ -206,7 +208,7 @@ def main(argv: list[str]) -> None:
         kept = trained.kept("likelihood", config.data)
         per_image = evaluation.measure_likelihood(_NUM_IW_SAMPLES.value, kept)
         if _PER_IMAGE.value:
-            write_atomically(_PER_IMAGE.value, per_image.to_csv())
+            write_atomically(_PER_IMAGE.value, per_image.to_csv(image_set.files))
         if extractor:  # after the likelihood, which is not lost if this fails
             batch_norm = trained.kept("batch_norm", config.data)
             evaluation.measure_sample_quality(protocol, extractor, reference, batch_norm)

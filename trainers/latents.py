@@ -183,7 +183,7 @@ def classes_of_direction(config: ExperimentConfig) -> list[Iterable[tf.Tensor]]:
 
     def batches(names: list[str]) -> Iterator[tf.Tensor]:
         for name in names:  # each class is binarised with other random numbers
-            yield from evaluation_batches(classes[name], config.model, _BATCH, seeds[name])
+            yield from evaluation_batches(classes[name].images, config.model, _BATCH, seeds[name])
 
     return [batches([towards]), batches(others)]
 

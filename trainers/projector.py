@@ -20,7 +20,7 @@ from nvae_tf.command_line import (
     use_devices,
 )
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data import load_classes, load_images, preprocess
+from nvae_tf.data import ImageSet, load_classes, load_image_set, preprocess
 from nvae_tf.files import new_directory
 from nvae_tf.sampling.explorer import Explorer
 from nvae_tf.sampling.images import check_channels
@@ -39,15 +39,17 @@ _NUM_IMAGES = flags.DEFINE_integer(
 _OUTPUT = flags.DEFINE_string("output", "projector", "Directory to create.")
 
 
-def chosen_images(config: ExperimentConfig) -> tuple[np.ndarray, list[str] | None]:
-    """Returns the images that the flags ask for, (N, h, w, C) uint8, and their classes if known."""
+def chosen_images(config: ExperimentConfig) -> tuple[ImageSet, list[str] | None]:
+    """Returns the images that the flags ask for, and their classes if known."""
     limit = _NUM_IMAGES.value
     if _CLASSES.value is None:
-        return load_images(config.data, config.model, config.data.test_split)[:limit], None
+        images = load_image_set(config.data, config.model, config.data.test_split)
+        return images.first(limit), None
     classes = load_classes(_CLASSES.value, config.data, config.model)
-    shown = {name: images[:limit] for name, images in classes.items()}
-    labels = [name for name, images in shown.items() for _ in images]
-    return np.concatenate(list(shown.values())), labels
+    shown = {name: pictures.first(limit) for name, pictures in classes.items()}
+    labels = [name for name, pictures in shown.items() for _ in pictures.images]
+    files = [file for pictures in shown.values() for file in pictures.files or ()]
+    return ImageSet(np.concatenate([p.images for p in shown.values()]), files), labels
 
 
 def main(argv: list[str]) -> None:
@@ -57,14 +59,15 @@ def main(argv: list[str]) -> None:
         check_channels(".png", config.model.image_shape[-1])
         with new_directory(_OUTPUT.value) as directory:
             use_devices()
-            images, labels = chosen_images(config)
+            chosen, labels = chosen_images(config)
+            images = chosen.images
             check_projection(len(images), config.model.content_shape, labels)
             model = trained.load()
             seen = preprocess(tf.constant(images), config.model, tf.constant([0, 0], tf.int64))
             with tqdm(total=len(images), unit="image", disable=None) as bar:
                 explorer = Explorer(model, batch_size=64, after_batch=bar.update)
                 means = explorer.posterior_means(seen)
-            write_projection(directory, means, images, labels)
+            write_projection(directory, means, images, labels, chosen.files)
     print(f"{len(images)} images, {len(means)} groups: tensorboard --logdir={_OUTPUT.value}")
 
 

@@ -8,15 +8,17 @@ from nvae_tf.data.pipeline import (
     training_input,
     training_seed,
 )
-from nvae_tf.data.sources import load_classes, load_images
+from nvae_tf.data.sources import ImageSet, load_classes, load_image_set, load_images
 from nvae_tf.data.storage import cache_directory, describe
 
 __all__ = [
     "Division",
+    "ImageSet",
     "cache_directory",
     "describe",
     "evaluation_batches",
     "load_classes",
+    "load_image_set",
     "load_images",
     "preprocess",
     "training_batches",

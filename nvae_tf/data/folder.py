@@ -74,7 +74,10 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
         return decode_picture(content, model.image_shape[-1])
 
     files = tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths])
-    return decoded_source(files, read, os.fsdecode, len(paths), files_identity(paths), data, model)
+    identity = files_identity(paths)
+    source = decoded_source(files, read, os.fsdecode, len(paths), identity, data, model)
+    source.files = paths
+    return source
 
 
 def _check_apart(training: Sequence[tuple[str, list[str]]], root: str, data: DataConfig) -> None:

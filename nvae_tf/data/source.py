@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,16 @@ class UnreadableError(ValueError):
 class Source:
     """The images of one split, in a fixed order.
 
-    In place of an image that cannot be used, the dataset yields one without pixels, after adding a
-    line that names the image to `unreadable` or `unfit`.
+    In place of an image that cannot be used, the dataset yields one without pixels, after noting it
+    in `unreadable` or `unfit`.
 
     Attributes:
       images: A dataset of images (h, w, C) uint8.
       count: The number of images, including those that cannot be used.
       identity: A string that changes when the images change.
-      unreadable: One line for each damaged image that was met so far.
-      unfit: One line for each intact image that does not fit the model.
+      files: The path of each image's own file, below `data.data_dir`; None where there are none.
+      unreadable: Of each damaged image that was met so far, by its name, what is wrong with it.
+      unfit: Of each intact image that does not fit the model, by its name, why.
       name_damage: Called when the dataset has raised a DataLossError; raises a ValueError that
         names the damaged file, if it is known how to find it.
     """
@@ -39,8 +40,9 @@ class Source:
     images: tf.data.Dataset
     count: int
     identity: str
-    unreadable: list[str] = dataclasses.field(default_factory=list)
-    unfit: list[str] = dataclasses.field(default_factory=list)
+    files: Sequence[str] | None = None
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
+    unfit: dict[str, str] = dataclasses.field(default_factory=dict)
     name_damage: Callable[[], None] = lambda: None
 
 
@@ -76,9 +78,9 @@ def decoded_source(
                 raise ValueError(problem)
             return pixels
         except UnreadableError as error:
-            source.unreadable.append(f"{name(*values)}: {error}")
+            source.unreadable[name(*values)] = str(error)
         except ValueError as error:
-            source.unfit.append(f"{name(*values)}: {error}")
+            source.unfit[name(*values)] = str(error)
         return np.zeros((0, 0, channels), np.uint8)
 
     def image(*element: tf.Tensor) -> tf.Tensor:

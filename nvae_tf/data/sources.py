@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.embedded import open_embedded
@@ -19,7 +20,7 @@ from nvae_tf.data.fit import crop_and_resize
 from nvae_tf.data.folder import open_folder
 from nvae_tf.data.idx import open_idx
 from nvae_tf.data.pipeline import untuned
-from nvae_tf.data.source import Source
+from nvae_tf.data.source import Source, data_directory
 from nvae_tf.data.storage import cache_directory, store
 from nvae_tf.data.tfds import open_tfds
 from nvae_tf.data.tfrecord import open_tfrecord
@@ -34,7 +35,33 @@ _OPENERS: dict[str, Callable[[DataConfig, ModelConfig, str], Source]] = {
 _LISTED = 5  # images whose names the log gives if some were left out
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """The images of a split, and where they are from.
+
+    Attributes:
+      images: (N, H, W, C) uint8; an `np.memmap` if there are many.
+      files: [N], the path of each image's own file, below the data set's directory, with escapes in
+        place of bytes that are not UTF-8. None if the data set is not one of such files.
+    """
+
+    images: np.ndarray
+    files: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def first(self, count: int | None) -> ImageSet:
+        """Returns the first `count` images, which are not copied; None: all."""
+        return ImageSet(self.images[:count], self.files and self.files[:count])
+
+
 def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
+    """Returns the images (N, H, W, C) uint8 of `load_image_set`, which has the same errors."""
+    return load_image_set(data, model, split).images
+
+
+def load_image_set(data: DataConfig, model: ModelConfig, split: str) -> ImageSet:
     """Loads the images of a split, cropped and resized to the model's shape without padding.
 
     Many images are decoded once into a file, which is then mapped.
@@ -43,9 +70,6 @@ def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
       data: The data set, and how its images are cropped and resized.
       model: Gives the shape of the images, `content_shape`.
       split: `data.train_split`, `data.test_split` or another split of the data set.
-
-    Returns:
-      (N, H, W, C) uint8; an `np.memmap` if there are many.
 
     Raises:
       ValueError: if the data set or the split is unknown or cannot be obtained, if an image does
@@ -56,22 +80,26 @@ def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
     preparation = (data.crop, data.center_crop, data.resize, data.feature, data.raw_shape)
     code = sources_fingerprint("nvae_tf/data")
     identity = repr((code, source.identity, preparation, data.skip_corrupt, model.content_shape))
-    images = store(
+    images, left_out = store(
         lambda: _batches(source, data, model, split),
         source.count,
         model.content_shape,
         cache_directory(data),
         hashlib.sha256(identity.encode()).hexdigest()[:32],
-        lambda: _left_out(source),
+        lambda: source.unreadable,
     )
+    _warn(left_out, source.count)
     if len(images) == 0:
         raise ValueError(f"{data.name!r}: the split {split!r} has no images.")
-    return images
+    if source.files is None:
+        return ImageSet(images)
+    used = [path for path in source.files if path not in left_out]
+    return ImageSet(images, [_below(path, data_directory(data)) for path in used])
 
 
 def load_classes(
     directory: str | os.PathLike, data: DataConfig, model: ModelConfig
-) -> dict[str, np.ndarray]:
+) -> dict[str, ImageSet]:
     """Loads pictures that are sorted by class: a directory with a sub-directory for each class.
 
     Args:
@@ -80,7 +108,7 @@ def load_classes(
       model: Gives the shape of the images.
 
     Returns:
-      For each class by name, (N, h, w, C) uint8.
+      For each class, by name, its pictures.
 
     Raises:
       ValueError: There is no such directory, it has no sub-directories, or as from `load_images`.
@@ -93,7 +121,7 @@ def load_classes(
     if not names:
         raise ValueError(f"{root!r} must have a sub-directory of pictures for each class.")
     data = dataclasses.replace(data, name="folder", data_dir=root)
-    return {name: load_images(data, model, name) for name in names}
+    return {name: load_image_set(data, model, name) for name in names}
 
 
 def _batches(
@@ -120,19 +148,23 @@ def _batches(
         raise ValueError(f"{data.name!r}: {source.count} images promised, {seen} read.")
 
 
-def _left_out(source: Source) -> str:
-    count = len(source.unreadable)
-    if not count:
-        return ""
-    named = "; ".join(sorted(source.unreadable)[:_LISTED])
-    more = f"; and {count - _LISTED} more" if count > _LISTED else ""
-    return f"Left out {count} of {source.count} images: {named}{more}"
+def _below(path: str, directory: str) -> str:
+    return os.fsencode(os.path.relpath(path, directory)).decode(errors="backslashreplace")
+
+
+def _warn(left_out: dict[str, str], count: int) -> None:
+    if left_out:
+        named = "; ".join(f"{name}: {left_out[name]}" for name in sorted(left_out)[:_LISTED])
+        more = f"; and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
+        logging.warning("Left out %d of %d images: %s%s", len(left_out), count, named, more)
 
 
 def _raise_problems(source: Source, data: DataConfig) -> None:
     if source.unfit:
-        raise ValueError(min(source.unfit))
+        name = min(source.unfit)
+        raise ValueError(f"{name}: {source.unfit[name]}")
     if source.unreadable and not data.skip_corrupt:
+        name = min(source.unreadable)
         raise ValueError(
-            f"{min(source.unreadable)}. With data.skip_corrupt such images are left out."
+            f"{name}: {source.unreadable[name]}. With data.skip_corrupt such images are left out."
         )

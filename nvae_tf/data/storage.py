@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from nvae_tf.config import DataConfig
-from nvae_tf.files import locked, make_cache, new_file, read_text, write_atomically
+from nvae_tf.files import locked, make_cache, new_file, read_bytes, to_json, write_atomically
 
 _BLOCK = 2**22  # values of images that are looked at together
 _HASHED = 1024
 _IN_MEMORY = 256e6  # bytes of images that are decoded at every start
+
+
+class Stored(NamedTuple):
+    """The images of a split, and which are not among them.
+
+    Attributes:
+      images: (N, H, W, C) uint8; a read-only `np.memmap` if they are in a file.
+      left_out: Of each image that was left out, by its name, what is wrong with it.
+    """
+
+    images: np.ndarray
+    left_out: dict[str, str]
 
 
 def store(
@@ -25,8 +39,8 @@ def store(
     shape: tuple[int, int, int],
     directory: str,
     name: str,
-    note: Callable[[], str] = lambda: "",
-) -> np.ndarray:
+    left_out: Callable[[], dict[str, str]] = dict,
+) -> Stored:
     """Collects batches of images into one array.
 
     Many images are decoded once into a file, which is mapped, and used again by the next call with
@@ -39,11 +53,8 @@ def store(
       shape: (H, W, C).
       directory: Directory of the file. It is created if necessary.
       name: Name of the file, which must differ for different images.
-      note: Returns what is to be logged whenever these images are used, such as which are missing;
-        empty for nothing. It is called after the last batch, and a file keeps it.
-
-    Returns:
-      (N, H, W, C) uint8; a read-only `np.memmap` if the images are in the file.
+      left_out: Returns which images are missing in the batches, and why. It is called after the
+        last batch, and a file keeps what it returns.
     """
     if count * math.prod(shape) <= _IN_MEMORY:
         images = np.empty((count, *shape), np.uint8)
@@ -51,20 +62,19 @@ def store(
         for batch in read():
             images[filled : filled + len(batch)] = batch
             filled += len(batch)
-        _log(note())
-        return images[:filled]
+        return Stored(images[:filled], left_out())
     path = os.path.join(directory, f"{name}.uint8")
     if not os.path.exists(path):
         make_cache(directory)
         with _alone(path):
             if not os.path.exists(path):
-                _write(read(), note, path)
-    if os.path.exists(f"{path}.txt"):
-        _log(read_text(f"{path}.txt"))
+                _write(read(), left_out, path)
+    notes = f"{path}.json"
+    missing = json.loads(read_bytes(notes)) if os.path.exists(notes) else {}
     filled = os.path.getsize(path) // math.prod(shape)
     if not filled:  # an empty file cannot be mapped
-        return np.empty((0, *shape), np.uint8)
-    return np.memmap(path, np.uint8, mode="r", shape=(filled, *shape))
+        return Stored(np.empty((0, *shape), np.uint8), missing)
+    return Stored(np.memmap(path, np.uint8, mode="r", shape=(filled, *shape)), missing)
 
 
 def image_blocks(images: np.ndarray) -> Iterator[slice]:
@@ -113,14 +123,11 @@ def _alone(path: str) -> Iterator[None]:
                 os.remove(lock)
 
 
-def _write(batches: Iterable[np.ndarray], note: Callable[[], str], path: str) -> None:
+def _write(
+    batches: Iterable[np.ndarray], left_out: Callable[[], dict[str, str]], path: str
+) -> None:
     with new_file(path) as temporary, open(temporary, "wb") as file:
         for batch in batches:
             file.write(batch.tobytes())
-        if text := note():
-            write_atomically(f"{path}.txt", text.encode(errors="backslashreplace"))
-
-
-def _log(note: str) -> None:
-    if note:
-        logging.warning("%s", note)
+        if missing := left_out():
+            write_atomically(f"{path}.json", to_json(missing))

@@ -13,6 +13,7 @@ import tensorflow as tf
 from nvae_tf.config import ModelConfig
 from nvae_tf.devices import batches_on_devices
 from nvae_tf.evaluation.kept_rows import KeptRows
+from nvae_tf.files import to_csv
 from nvae_tf.model.inference import AnyModel, InferenceModel, PreparedWeights
 from nvae_tf.training.objective import bits_per_dimension
 
@@ -98,16 +99,23 @@ class ImageLikelihoods:
             kl_per_group=self.kl_per_group.mean(axis=0).astype(float).tolist(),
         )
 
-    def to_csv(self) -> str:
-        """Returns a line of column names and, in their order, a line for each image."""
+    def to_csv(self, files: Sequence[str] | None = None) -> str:
+        """Returns a table with a line for each image.
+
+        Args:
+          files: [N], the images' files, which become a column; None: they have none.
+        """
         groups = self.kl_per_group.shape[1]
         names = ["negative_elbo", "iw_bound", "reconstruction"]
         names += [f"kl_{group:02d}" for group in range(groups)]
-        columns = [self.negative_elbo, self.iw_bound, self.reconstruction, *self.kl_per_group.T]
-        lines = [",".join(["image", *names])]
-        for number, values in enumerate(zip(*columns)):
-            lines.append(",".join([str(number), *(f"{value:.6f}" for value in values)]))
-        return "\n".join(lines) + "\n"
+        values = [self.negative_elbo, self.iw_bound, self.reconstruction, *self.kl_per_group.T]
+        columns = [[str(number) for number in range(len(self.reconstruction))]]
+        columns += [[f"{value:.6f}" for value in column] for column in values]
+        names = ["image", *names]
+        if files is not None:
+            names.insert(1, "file")
+            columns.insert(1, list(files))
+        return to_csv(names, zip(*columns))
 
 
 class LikelihoodEvaluator:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.data import evaluation_batches
+from nvae_tf.data import ImageSet, evaluation_batches
 from nvae_tf.evaluation import figures
 from nvae_tf.evaluation.detection import ScoreSeparation, Separation
 from nvae_tf.evaluation.novelty import ImageNovelty, NoveltyEvaluator
 from nvae_tf.evaluation.report import html_report
+from nvae_tf.files import to_csv
 from nvae_tf.sampling.images import sheet
 
 _SHOWN = 12  # images in each row of the page's sheets
@@ -27,20 +29,22 @@ class Selection:
       images: (N, h, w, C) uint8, in the set's order.
       numbers: [N], their numbers in the set, from 0.
       validation: [N], whether an image is among those on which k is chosen.
+      files: [N], the images' files; None: they have none.
     """
 
     images: np.ndarray
     numbers: np.ndarray
     validation: np.ndarray
+    files: Sequence[str] | None = None
 
     @classmethod
     def draw(
-        cls, images: np.ndarray, num_images: int | None, validation_fraction: float, seed: int
+        cls, whole: ImageSet, num_images: int | None, validation_fraction: float, seed: int
     ) -> Selection:
         """Chooses images of a set at random, and those of them that are for validation.
 
         Args:
-          images: (M, h, w, C) uint8, the whole set.
+          whole: The set, of M images.
           num_images: N; None, or more than there are: all.
           validation_fraction: Share of the N images, in [0, 1). If it is not 0, both parts have at
             least one image.
@@ -50,7 +54,7 @@ class Selection:
           ValueError: There is one image only, and it should be two parts.
         """
         generator = np.random.default_rng(seed)
-        numbers = np.sort(generator.permutation(len(images))[:num_images])
+        numbers = np.sort(generator.permutation(len(whole))[:num_images])
         count = len(numbers)
         validation = np.zeros(count, bool)
         if validation_fraction:
@@ -61,8 +65,11 @@ class Selection:
                 )
             held_out = min(max(round(count * validation_fraction), 1), count - 1)
             validation[generator.permutation(count)[:held_out]] = True
-        chosen = images if count == len(images) else images[numbers]  # a set may be a mapped file
-        return cls(chosen, numbers, validation)
+        images, files = whole.images, whole.files
+        if count < len(whole):  # else nothing is copied: a set may be a mapped file
+            images = images[numbers]
+            files = files and [files[number] for number in numbers]
+        return cls(images, numbers, validation, files)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,19 +147,25 @@ class NoveltyStudy:
         return self._sets[0].novelty.bounds.shape[1] - 1
 
     def to_csv(self) -> str:
-        """Returns a line of column names, and a line for each image of each set."""
+        """Returns a table with a line for each image of each set.
+
+        There is a column of the images' files if either set has them.
+        """
         ks = range(1, self._groups + 1)
-        names = ["set", "part", "image", "bound"]
+        with_files = any(scored.selection.files is not None for scored in self._sets)
+        names = ["set", "part", "image", *(["file"] if with_files else []), "bound"]
         names += [f"bound_{k:02d}" for k in ks] + [f"llr_{k:02d}" for k in ks]
-        lines = [",".join(names)]
+        rows = []
         for scored in self._sets:
             novelty, selection = scored.novelty, scored.selection
             values = np.column_stack([novelty.bound, novelty.bounds[:, 1:], novelty.llr])
-            for number, validation, row in zip(selection.numbers, selection.validation, values):
-                part = "validation" if validation else "test"
-                cells = [scored.name, part, str(number), *(f"{value:.6f}" for value in row)]
-                lines.append(",".join(cells))
-        return "\n".join(lines) + "\n"
+            for index, number in enumerate(selection.numbers):
+                part = "validation" if selection.validation[index] else "test"
+                cells = [scored.name, part, str(number)]
+                if with_files:
+                    cells.append(selection.files[index] if selection.files is not None else "")
+                rows.append([*cells, *(f"{value:.6f}" for value in values[index])])
+        return to_csv(names, rows)
 
     def result(self) -> dict[str, Any]:
         """Returns all numbers but those of single images, as values that JSON can hold.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ def write_projection(
     latents: Sequence[np.ndarray],
     images: np.ndarray,
     labels: Sequence[str] | None = None,
+    files: Sequence[str] | None = None,
 ) -> None:
     """Writes a directory that TensorBoard's projector shows, with a tensor for each group.
 
@@ -38,11 +40,14 @@ def write_projection(
       latents: L arrays (N, H_l, W_l, C_z), which become vectors.
       images: (N, h, w, C) uint8 with 1, 3 or 4 channels.
       labels: A label for each image, by which the projector can colour the points.
+      files: A name for each image, in place of its number.
 
     Raises:
       ValueError: The sprite would be too large, or a label holds a tabulator or a line break.
     """
     names = [str(number) for number in range(len(images))]
+    if files is not None:  # a name may have what ends a cell or a line
+        names = [re.sub(r"[\t\r\n]", " ", file) for file in files]
     check_projection(len(images), images.shape[1:], labels)
     tiles = _tiles(images)
     height, width = tiles.shape[1:3]

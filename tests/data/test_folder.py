@@ -9,7 +9,7 @@ from PIL import Image
 
 from nvae_tf import DataConfig, ModelConfig
 from nvae_tf.data import folder as folder_module
-from nvae_tf.data import load_classes, load_images, sources, storage
+from nvae_tf.data import load_classes, load_image_set, load_images, sources, storage
 
 MODEL = ModelConfig(image_shape=(6, 8, 3))
 
@@ -50,7 +50,12 @@ def test_a_seeded_split_of_one_directory(tmp_path, caplog):
     train, test = (values(load_images(folder(tmp_path), MODEL, s)) for s in ("train", "test"))
     assert len(test) == 5 and sorted(train + test) == list(range(40))
     assert "the split 'test' is 5 of the 40 pictures (data.test_fraction)" in caplog.text
-    assert sorted(values(load_images(folder(tmp_path), MODEL, "."))) == list(range(40))
+    everything = load_image_set(folder(tmp_path), MODEL, ".")
+    assert sorted(values(everything.images)) == list(range(40))
+    assert everything.files == [f"{v % 3}/{v:02d}.png" for v in values(everything.images)]
+    held_out = load_image_set(folder(tmp_path), MODEL, "test").first(2)
+    assert held_out.files == [f"{v % 3}/{v:02d}.png" for v in test[:2]]
+    assert values(held_out.images) == test[:2]
     again = values(load_images(folder(tmp_path), MODEL, "test"))
     other = values(load_images(folder(tmp_path, split_seed=1), MODEL, "test"))
     half = values(load_images(folder(tmp_path, test_fraction=0.5), MODEL, "test"))
@@ -93,18 +98,22 @@ def test_a_damaged_picture_is_named_or_left_out(tmp_path, caplog):
     assert "Left out 2 of 5 images" in caplog.text and "4.png" in caplog.text
 
 
+@pytest.mark.parametrize("in_memory", [1e9, 10])
 def test_what_was_left_out_is_said_whenever_the_stored_images_are_used(
-    tmp_path, monkeypatch, caplog
+    tmp_path, monkeypatch, caplog, in_memory
 ):
-    monkeypatch.setattr(storage, "_IN_MEMORY", 10)
-    save(tmp_path / "pictures/train/0.png", 7)
+    monkeypatch.setattr(storage, "_IN_MEMORY", in_memory)
+    save(tmp_path / "pictures/train/2.png", 8)
+    save(tmp_path / "pictures/train" / os.fsdecode(b"0\xe9.png"), 7)
     (tmp_path / "pictures/train/1.png").write_bytes(b"no picture")
     (tmp_path / "pictures/train" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no picture")
     data = folder(tmp_path / "pictures", skip_corrupt=True, cache_dir=str(tmp_path / "cache"))
     for _ in range(2):
         caplog.clear()
-        assert values(load_images(data, MODEL, "train")) == [7]
-        assert "Left out 2 of 3 images" in caplog.text and "1.png" in caplog.text
+        loaded = load_image_set(data, MODEL, "train")
+        assert values(loaded.images) == [7, 8]
+        assert loaded.files == [r"train/0\xe9.png", "train/2.png"]
+        assert "Left out 2 of 4 images" in caplog.text and "1.png" in caplog.text
 
 
 def test_other_code_decodes_anew(tmp_path, monkeypatch):
@@ -210,9 +219,9 @@ def test_classes_are_the_sub_directories(tmp_path):
     save(tmp_path / ".hidden/d.png", 4)
     save(tmp_path / "alone.png", 5)
     classes = load_classes(tmp_path, DataConfig(name="idx", data_dir="elsewhere"), MODEL)
-    assert {name: values(images) for name, images in classes.items()} == {
-        "birds": [3],
-        "cats": [1, 2],
+    assert {name: (values(c.images), c.files) for name, c in classes.items()} == {
+        "birds": ([3], ["birds/deep/c.png"]),
+        "cats": ([1, 2], ["cats/a.png", "cats/b.png"]),
     }
     with pytest.raises(ValueError, match="must have a sub-directory of pictures for each class"):
         load_classes(tmp_path / "cats", DataConfig(), MODEL)

@@ -50,7 +50,8 @@ def test_nothing_is_left_of_a_read_that_failed(no_memory, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         storage.store(broken, 1000, (4, 4, 1), str(tmp_path), "name")
     assert not os.listdir(tmp_path)
-    assert storage.store(lambda: [], 1000, (4, 4, 1), str(tmp_path), "name").shape == (0, 4, 4, 1)
+    empty = storage.store(lambda: [], 1000, (4, 4, 1), str(tmp_path), "name")
+    assert empty.images.shape == (0, 4, 4, 1) and empty.left_out == {}
 
 
 def test_one_decodes_and_the_others_wait(no_memory, tmp_path):
@@ -67,7 +68,7 @@ def test_one_decodes_and_the_others_wait(no_memory, tmp_path):
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for loaded in pool.map(load, range(4)):
-            np.testing.assert_array_equal(loaded, images)
+            np.testing.assert_array_equal(loaded.images, images)
     assert len(reads) == 1 and os.listdir(tmp_path) == ["name.uint8"]
 
 
@@ -80,7 +81,7 @@ def test_images_are_stored_where_the_file_system_has_no_locks(
     monkeypatch.setattr(fcntl, "flock", flock)
     images = np.ones((20, 4, 4, 3), np.uint8)
     loaded = storage.store(lambda: [images], 20, (4, 4, 3), str(tmp_path), "name")
-    np.testing.assert_array_equal(loaded, images)
+    np.testing.assert_array_equal(loaded.images, images)
     assert "may decode the same images: " in caplog.text and "No locks" in caplog.text
 
 

@@ -1,5 +1,8 @@
 """Bounds on the likelihood."""
 
+import csv
+import io
+
 import hypothesis
 import numpy as np
 import pytest
@@ -111,6 +114,20 @@ def test_means_over_draws_lose_no_digits():
     )
     for values in (found.reconstruction, found.kl_per_group, found.iw_bound):
         assert values.dtype == np.float64
+
+
+def test_a_table_has_a_line_for_each_image():
+    found = LikelihoodEvaluator(NVAE(tiny_model_config())).per_image(
+        [random_images(tiny_model_config(), 3)]
+    )
+    files = ["a.png", "b, c.png", 'd"e".png']
+    rows = list(csv.DictReader(io.StringIO(found.to_csv(files))))
+    assert list(rows[0])[:4] == ["image", "file", "negative_elbo", "iw_bound"]
+    assert [(row["image"], row["file"]) for row in rows] == list(zip("012", files))
+    bounds = [float(row["iw_bound"]) for row in rows]
+    np.testing.assert_allclose(bounds, found.iw_bound, atol=1e-6)
+    without = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert without == [{k: v for k, v in row.items() if k != "file"} for row in rows]
 
 
 def test_nothing_to_evaluate():

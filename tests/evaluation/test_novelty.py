@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nvae_tf import NVAE
+from nvae_tf.data import ImageSet
 from nvae_tf.evaluation import HierarchyEvaluator, LikelihoodEvaluator, NoveltyEvaluator
 from nvae_tf.evaluation.detection import ScoreSeparation, Separation
 from nvae_tf.evaluation.novelty import ImageNovelty
@@ -131,24 +132,28 @@ def test_metrics_need_the_extra(monkeypatch):
 
 def test_a_selection_is_drawn_once_and_divided():
     images = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
-    selection = Selection.draw(images, 20, 0.3, seed=1)
+    files = [f"{number}.png" for number in range(50)]
+    known = ImageSet(images, files)
+    selection = Selection.draw(known, 20, 0.3, seed=1)
+    assert selection.files == [f"{number}.png" for number in selection.numbers]
     np.testing.assert_array_equal(selection.images[:, 0, 0, 0], selection.numbers)
     assert len(set(selection.numbers)) == 20 and np.all(np.diff(selection.numbers) > 0)
     assert selection.validation.sum() == 6
-    again, another = (Selection.draw(images, 20, 0.3, seed) for seed in (1, 2))
+    again, another = (Selection.draw(ImageSet(images), 20, 0.3, seed) for seed in (1, 2))
     np.testing.assert_array_equal(selection.numbers, again.numbers)
     np.testing.assert_array_equal(selection.validation, again.validation)
     assert list(selection.numbers) != list(another.numbers)
-    whole = Selection.draw(images, None, 0.0, seed=1)
+    whole = Selection.draw(known, None, 0.0, seed=1)
     assert whole.numbers.tolist() == list(range(50)) and not whole.validation.any()
     assert whole.images is images  # and no copy of what may be a mapped file
+    assert whole.files == files and again.files is None
     for fraction in (1e-9, 1 - 1e-9):  # neither part is empty
-        assert Selection.draw(images, 2, fraction, 0).validation.sum() == 1
+        assert Selection.draw(known, 2, fraction, 0).validation.sum() == 1
     with pytest.raises(ValueError, match="set of one image cannot be divided"):
-        Selection.draw(images[:1], None, 0.2, 0)
+        Selection.draw(known.first(1), None, 0.2, 0)
 
 
-def scored(name, offset):
+def scored(name, offset, files=None):
     """Ten images with four validation images, and a novelty of two groups."""
     images = np.zeros((10, 4, 4, 1), np.uint8)
     validation = np.arange(10) < 4
@@ -157,7 +162,7 @@ def scored(name, offset):
     llr[validation, 1] += offset  # what separates validation images only
     llr[~validation, 2] += offset
     novelty = ImageNovelty(1, bound, bound[:, None] - llr)
-    return ScoredSet(name, Selection(images, np.arange(10) * 3, validation), novelty)
+    return ScoredSet(name, Selection(images, np.arange(10) * 3, validation, files), novelty)
 
 
 def test_k_is_chosen_on_validation_images_alone():
@@ -170,13 +175,23 @@ def test_k_is_chosen_on_validation_images_alone():
     assert result["validation"]["bound"]["auroc"] == 0.5
     assert result["known"]["num_images"] == 10 and result["known"]["num_validation_images"] == 4
     rows = list(csv.DictReader(io.StringIO(study.to_csv())))
-    assert len(rows) == 20
+    assert len(rows) == 20 and "file" not in rows[0]
     assert [row["part"] for row in rows[:10]] == 4 * ["validation"] + 6 * ["test"]
     assert [int(row["image"]) for row in rows[10:]] == list(range(0, 30, 3))
     for row in rows:
         assert float(row["bound"]) - float(row["bound_02"]) == pytest.approx(float(row["llr_02"]))
     page = study.page("<1>")
     assert page.count("data:image/png") == 5 and "chosen" not in page.split("<h2>")[0]
+
+
+@pytest.mark.parametrize("first_has_them", [False, True])
+def test_the_table_names_the_files_of_those_that_have_them(first_has_them):
+    pytest.importorskip("sklearn", reason="needs the extra detect")
+    files = [f'a "b", {number}.png' for number in range(10)]
+    of_set = {"known": files if first_has_them else None, "novel": files}
+    study = NoveltyStudy(*(scored(name, 0, named) for name, named in of_set.items()))
+    rows = list(csv.DictReader(io.StringIO(study.to_csv())))
+    assert [row["file"] for row in rows] == (files if first_has_them else [""] * 10) + files
 
 
 def test_one_set_has_scores_only():

@@ -70,6 +70,18 @@ def test_without_labels_there_is_no_line_of_names(tmp_path):
     assert (tmp_path / "metadata.tsv").read_text() == "0\n1\n2\n3\n4\n"
 
 
+def test_files_take_the_place_of_numbers(tmp_path):
+    latents, images = projection(count=3)
+    labels, files = ["a", "b", "a"], ["1/x.png", "2/tab\t and\nline.png", "y.png"]
+    write_projection(tmp_path, latents, images, labels, files)
+    assert (tmp_path / "metadata.tsv").read_text().splitlines() == [
+        "image\tclass",
+        "1/x.png\ta",
+        "2/tab  and line.png\tb",
+        "y.png\ta",
+    ]
+
+
 def test_large_images_become_small(tmp_path):
     latents, images = projection(shape=(256, 128, 3))
     write_projection(tmp_path, latents, images)

@@ -98,7 +98,7 @@ def test_directions_and_the_projector(finished, classes, tmp_path):
     assert decode(tmp_path / "direction.png").shape == (22, 42, 1)
     assert f"6 images, 3 groups: tensorboard --logdir={tmp_path}/by_class" in finish(by_class)
     lines = (tmp_path / "by_class/metadata.tsv").read_text().splitlines()
-    assert lines[:2] == ["image\tclass", "0\tdark"] and lines[-1] == "5\tlight"
+    assert lines[:2] == ["image\tclass", "dark/0.png\tdark"] and lines[-1] == "light/2.png\tlight"
     assert "7 images, 3 groups" in finish(plain)
     assert decode(tmp_path / "plain/sprite.png").shape == (24, 24, 1)
 

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 
 import numpy as np
 import pytest
@@ -47,6 +48,9 @@ def test_two_sets_are_compared(finished, tmp_path, noise):
     for name in ("known", "novel"):
         own = [row for row in rows if row["set"] == name]
         assert len(own) == printed[name]["num_images"] == 20
+        files = [row["file"] for row in own]
+        assert all(map(os.path.isfile, (noise / file for file in files))) == (name == "novel")
+        assert len(set(files)) == (20 if name == "novel" else 1)
         assert sum(row["part"] == "validation" for row in own) == 6
         bounds = [float(row["bound"]) for row in own]
         assert np.mean(bounds) == pytest.approx(printed[name]["bound"], abs=1e-4)

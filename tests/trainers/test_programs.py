@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import nvae_tf
 from nvae_tf.data import load_images
@@ -235,6 +236,27 @@ def test_evaluate_goes_on_where_another_stopped(finished, tmp_path):
     bounds = np.loadtxt(table, delimiter=",", skiprows=1)[:, 2]
     assert np.all(bounds[:8] == 0) and np.all(bounds[8:] > 1)
     assert os.listdir(directory) == []
+
+
+def test_the_table_of_own_pictures_names_their_files(finished, tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}").mkdir()
+        Image.new("L", (8, 8), 60 * number).save(tmp_path / f"{number}/picture.png")
+    out = run(
+        "trainers.evaluate",
+        f"--workdir={finished.path}",
+        "--config.data.name=folder",
+        f"--config.data.data_dir={tmp_path}",
+        "--config.data.test_split=.",
+        "--num_images=3",
+        "--num_hierarchy_images=0",
+        f"--output={tmp_path}/result.json",
+        f"--per_image={tmp_path}/images.csv",
+    )
+    assert json.loads(out)["num_images"] == 3
+    table = [line.split(",") for line in (tmp_path / "images.csv").read_text().splitlines()]
+    files = ["file", *(f"{number}/picture.png" for number in range(3))]
+    assert [row[1] for row in table] == files and table[0][2] == "negative_elbo"
 
 
 # Evaluates the run in argv[1], whose training meanwhile ends as the run in argv[2] did.
