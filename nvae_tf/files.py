@@ -206,7 +206,7 @@ def to_json(fields: Mapping[str, Any]) -> str:
     return json.dumps(plain(fields), indent=2, allow_nan=False) + "\n"
 
 
-def to_csv(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def to_csv(names: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
     """Returns a table as CSV: a line of the columns' names, and a line for each row."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([names, *rows])

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
             use_devices()
             chosen, labels = chosen_images(config)
             images = chosen.images
-            check_projection(len(images), config.model.content_shape, labels)
+            check_projection(len(images), config.model.content_shape, labels or ())
             model = trained.load()
             seen = preprocess(tf.constant(images), config.model, tf.constant([0, 0], tf.int64))
             with tqdm(total=len(images), unit="image", disable=None) as bar:

@@ -75,9 +75,7 @@ def open_folder(data: DataConfig, model: ModelConfig, split: str) -> Source:
 
     files = tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths])
     identity = files_identity(paths)
-    source = decoded_source(files, read, os.fsdecode, len(paths), identity, data, model)
-    source.files = paths
-    return source
+    return decoded_source(files, read, os.fsdecode, len(paths), identity, data, model, paths)
 
 
 def _check_apart(training: Sequence[tuple[str, list[str]]], root: str, data: DataConfig) -> None:

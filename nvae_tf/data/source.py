@@ -30,7 +30,7 @@ class Source:
       images: A dataset of images (h, w, C) uint8.
       count: The number of images, including those that cannot be used.
       identity: A string that changes when the images change.
-      files: The path of each image's own file, below `data.data_dir`; None where there are none.
+      files: The path of each image's own file, which is its name as well; None: it has none.
       unreadable: Of each damaged image that was met so far, by its name, what is wrong with it.
       unfit: Of each intact image that does not fit the model, by its name, why.
       name_damage: Called when the dataset has raised a DataLossError; raises a ValueError that
@@ -54,6 +54,7 @@ def decoded_source(
     identity: str,
     data: DataConfig,
     model: ModelConfig,
+    files: Sequence[str] | None = None,
 ) -> Source:
     """Returns a source whose images a Python function reads, one from each element.
 
@@ -66,9 +67,10 @@ def decoded_source(
       identity: A string that changes when the images change.
       data: Gives, together with `model`, the sizes that are accepted.
       model: The model for which the images are read.
+      files: The path of each element's own file, if it has one: what `name` returns.
     """
     channels = model.image_shape[-1]
-    source = Source(elements, count, identity)
+    source = Source(elements, count, identity, files)
 
     def attempt(*values: Any) -> np.ndarray:
         try:
@@ -116,5 +118,7 @@ def files_identity(paths: list[str]) -> str:
             status = os.stat(path)
         except OSError:  # a link that leads nowhere
             status = os.lstat(path)
-        digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}\n".encode(errors="replace"))
+        digest.update(
+            f"{path}:{status.st_size}:{status.st_mtime_ns}\n".encode(errors="surrogateescape")
+        )
     return digest.hexdigest()

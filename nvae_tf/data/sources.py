@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ from nvae_tf.data.folder import open_folder
 from nvae_tf.data.idx import open_idx
 from nvae_tf.data.pipeline import untuned
 from nvae_tf.data.source import Source, data_directory
-from nvae_tf.data.storage import cache_directory, store
+from nvae_tf.data.storage import Stored, cache_directory, store
 from nvae_tf.data.tfds import open_tfds
 from nvae_tf.data.tfrecord import open_tfrecord
 from nvae_tf.fingerprints import sources_fingerprint
@@ -32,6 +33,7 @@ _OPENERS: dict[str, Callable[[DataConfig, ModelConfig, str], Source]] = {
     "idx": open_idx,
     "tfrecord": open_tfrecord,
 }
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks among them
 _LISTED = 5  # images whose names the log gives if some were left out
 
 
@@ -41,8 +43,8 @@ class ImageSet:
 
     Attributes:
       images: (N, H, W, C) uint8; an `np.memmap` if there are many.
-      files: [N], the path of each image's own file, below the data set's directory, with escapes in
-        place of bytes that are not UTF-8. None if the data set is not one of such files.
+      files: [N], the path of each image's own file, relative to `data.data_dir`, with escapes in
+        place of control characters and of bytes that are not UTF-8. None if images are not files.
     """
 
     images: np.ndarray
@@ -57,11 +59,6 @@ class ImageSet:
 
 
 def load_images(data: DataConfig, model: ModelConfig, split: str) -> np.ndarray:
-    """Returns the images (N, H, W, C) uint8 of `load_image_set`, which has the same errors."""
-    return load_image_set(data, model, split).images
-
-
-def load_image_set(data: DataConfig, model: ModelConfig, split: str) -> ImageSet:
     """Loads the images of a split, cropped and resized to the model's shape without padding.
 
     Many images are decoded once into a file, which is then mapped.
@@ -71,16 +68,34 @@ def load_image_set(data: DataConfig, model: ModelConfig, split: str) -> ImageSet
       model: Gives the shape of the images, `content_shape`.
       split: `data.train_split`, `data.test_split` or another split of the data set.
 
+    Returns:
+      (N, H, W, C) uint8; an `np.memmap` if there are many.
+
     Raises:
       ValueError: if the data set or the split is unknown or cannot be obtained, if an image does
         not fit the model, or if one is damaged and `data.skip_corrupt` is off; the message names
         the image. Or if a file of many images is damaged; the message names it or the split.
     """
+    return _load(data, model, split)[1].images
+
+
+def load_image_set(data: DataConfig, model: ModelConfig, split: str) -> ImageSet:
+    """Does what `load_images` does, and returns the images with the names of their files."""
+    source, stored = _load(data, model, split)
+    if source.files is None:
+        return ImageSet(stored.images)
+    root = data_directory(data)
+    files = [_below(path, root) for path in source.files if path not in stored.left_out]
+    return ImageSet(stored.images, files)
+
+
+def _load(data: DataConfig, model: ModelConfig, split: str) -> tuple[Source, Stored]:
+    """Does the work of `load_images`, and returns what it knows of the images as well."""
     source = _OPENERS.get(data.name, open_tfds)(data, model, split)
     preparation = (data.crop, data.center_crop, data.resize, data.feature, data.raw_shape)
     code = sources_fingerprint("nvae_tf/data")
     identity = repr((code, source.identity, preparation, data.skip_corrupt, model.content_shape))
-    images, left_out = store(
+    stored = store(
         lambda: _batches(source, data, model, split),
         source.count,
         model.content_shape,
@@ -88,13 +103,10 @@ def load_image_set(data: DataConfig, model: ModelConfig, split: str) -> ImageSet
         hashlib.sha256(identity.encode()).hexdigest()[:32],
         lambda: source.unreadable,
     )
-    _warn(left_out, source.count)
-    if len(images) == 0:
+    _warn(stored.left_out, source.count)
+    if len(stored.images) == 0:
         raise ValueError(f"{data.name!r}: the split {split!r} has no images.")
-    if source.files is None:
-        return ImageSet(images)
-    used = [path for path in source.files if path not in left_out]
-    return ImageSet(images, [_below(path, data_directory(data)) for path in used])
+    return source, stored
 
 
 def load_classes(
@@ -149,7 +161,8 @@ def _batches(
 
 
 def _below(path: str, directory: str) -> str:
-    return os.fsencode(os.path.relpath(path, directory)).decode(errors="backslashreplace")
+    name = os.fsencode(os.path.relpath(path, directory)).decode(errors="backslashreplace")
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 def _warn(left_out: dict[str, str], count: int) -> None:

@@ -44,17 +44,20 @@ def store(
     """Collects batches of images into one array.
 
     Many images are decoded once into a file, which is mapped, and used again by the next call with
-    the same name. Reading it is as fast as reading memory, and takes none that others need. Of
-    several processes one decodes, and the others wait for it.
+    the same name, as long as it is whole. Reading it is as fast as reading memory, and takes none
+    that others need. Of several processes one decodes, and the others wait for it.
 
     Args:
       read: Returns the batches (B, H, W, C) uint8. It is not called if the file exists.
-      count: An upper bound on the number of images in all batches.
+      count: The number of images, those that are left out among them.
       shape: (H, W, C).
       directory: Directory of the file. It is created if necessary.
       name: Name of the file, which must differ for different images.
       left_out: Returns which images are missing in the batches, and why. It is called after the
         last batch, and a file keeps what it returns.
+
+    Raises:
+      ValueError: The file is not whole although it has just been written.
     """
     if count * math.prod(shape) <= _IN_MEMORY:
         images = np.empty((count, *shape), np.uint8)
@@ -64,17 +67,17 @@ def store(
             filled += len(batch)
         return Stored(images[:filled], left_out())
     path = os.path.join(directory, f"{name}.uint8")
-    if not os.path.exists(path):
+    stored = _read(path, count, shape)
+    if stored is None:
         make_cache(directory)
         with _alone(path):
-            if not os.path.exists(path):
+            stored = _read(path, count, shape)  # who was here before may have written it
+            if stored is None:
                 _write(read(), left_out, path)
-    notes = f"{path}.json"
-    missing = json.loads(read_bytes(notes)) if os.path.exists(notes) else {}
-    filled = os.path.getsize(path) // math.prod(shape)
-    if not filled:  # an empty file cannot be mapped
-        return Stored(np.empty((0, *shape), np.uint8), missing)
-    return Stored(np.memmap(path, np.uint8, mode="r", shape=(filled, *shape)), missing)
+                stored = _read(path, count, shape)
+    if stored is None:
+        raise ValueError(f"{path!r} has changed after it was written: name another cache_dir.")
+    return stored
 
 
 def image_blocks(images: np.ndarray) -> Iterator[slice]:
@@ -123,11 +126,34 @@ def _alone(path: str) -> Iterator[None]:
                 os.remove(lock)
 
 
+def _read(path: str, count: int, shape: tuple[int, int, int]) -> Stored | None:
+    """Returns what `_write` wrote of `count` images; None if it is not there, or not whole."""
+    notes = _notes(path)
+    if not (os.path.exists(path) and os.path.exists(notes)):
+        return None
+    try:
+        missing = json.loads(read_bytes(notes))
+    except ValueError as error:
+        logging.warning("Images are decoded again, for %s is damaged: %s", notes, error)
+        return None
+    remaining = count - len(missing)
+    if os.path.getsize(path) != remaining * math.prod(shape):
+        logging.warning("Images are decoded again, for %s does not hold all of them.", path)
+        return None
+    if not remaining:  # an empty file cannot be mapped
+        return Stored(np.empty((0, *shape), np.uint8), missing)
+    return Stored(np.memmap(path, np.uint8, mode="r", shape=(remaining, *shape)), missing)
+
+
+def _notes(path: str) -> str:
+    """Returns the path of the file that says which images are not in the one at `path`."""
+    return f"{path}.json"
+
+
 def _write(
     batches: Iterable[np.ndarray], left_out: Callable[[], dict[str, str]], path: str
 ) -> None:
     with new_file(path) as temporary, open(temporary, "wb") as file:
         for batch in batches:
             file.write(batch.tobytes())
-        if missing := left_out():
-            write_atomically(f"{path}.json", to_json(missing))
+        write_atomically(_notes(path), to_json(left_out()))

@@ -109,13 +109,15 @@ class ImageLikelihoods:
         names = ["negative_elbo", "iw_bound", "reconstruction"]
         names += [f"kl_{group:02d}" for group in range(groups)]
         values = [self.negative_elbo, self.iw_bound, self.reconstruction, *self.kl_per_group.T]
-        columns = [[str(number) for number in range(len(self.reconstruction))]]
-        columns += [[f"{value:.6f}" for value in column] for column in values]
-        names = ["image", *names]
+        images: Iterable[list[str]] = ([str(number)] for number in range(len(values[0])))
+        first = ["image"]
         if files is not None:
-            names.insert(1, "file")
-            columns.insert(1, list(files))
-        return to_csv(names, zip(*columns))
+            first.append("file")
+            images = ([str(number), file] for number, file in enumerate(files))
+        rows = zip(images, zip(*values), strict=True)
+        return to_csv(
+            [*first, *names], ([*image, *(f"{x:.6f}" for x in bounds)] for image, bounds in rows)
+        )
 
 
 class LikelihoodEvaluator:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from nvae_tf.evaluation.detection import ScoreSeparation, Separation
 from nvae_tf.evaluation.novelty import ImageNovelty, NoveltyEvaluator
 from nvae_tf.evaluation.report import html_report
 from nvae_tf.files import to_csv
-from nvae_tf.sampling.images import sheet
+from nvae_tf.sampling.images import PNG_CHANNELS, sheet
 
 _SHOWN = 12  # images in each row of the page's sheets
 
@@ -107,6 +108,16 @@ class ScoredSet:
         """The scores (N', L + 1) of the images that are, or are not, for validation."""
         return self.novelty.scores[self.selection.validation == validation]
 
+    def rows(self, with_files: bool) -> Iterator[list[str]]:
+        """Yields the cells of each image for `NoveltyStudy.to_csv`."""
+        selection, novelty = self.selection, self.novelty
+        values = np.column_stack([novelty.bound, novelty.bounds[:, 1:], novelty.llr])
+        files = selection.files if selection.files is not None else itertools.repeat("")
+        images = zip(selection.validation, selection.numbers, files, values)
+        for validation, number, file, bounds in images:
+            cells = [self.name, "validation" if validation else "test", str(number)]
+            yield [*cells, *([file] if with_files else []), *(f"{value:.6f}" for value in bounds)]
+
     def summary(self) -> dict[str, Any]:
         """Means and standard deviations of the scores, as values that JSON can hold."""
         novelty = self.novelty
@@ -155,17 +166,7 @@ class NoveltyStudy:
         with_files = any(scored.selection.files is not None for scored in self._sets)
         names = ["set", "part", "image", *(["file"] if with_files else []), "bound"]
         names += [f"bound_{k:02d}" for k in ks] + [f"llr_{k:02d}" for k in ks]
-        rows = []
-        for scored in self._sets:
-            novelty, selection = scored.novelty, scored.selection
-            values = np.column_stack([novelty.bound, novelty.bounds[:, 1:], novelty.llr])
-            for index, number in enumerate(selection.numbers):
-                part = "validation" if selection.validation[index] else "test"
-                cells = [scored.name, part, str(number)]
-                if with_files:
-                    cells.append(selection.files[index] if selection.files is not None else "")
-                rows.append([*cells, *(f"{value:.6f}" for value in values[index])])
-        return to_csv(names, rows)
+        return to_csv(names, (row for scored in self._sets for row in scored.rows(with_files)))
 
     def result(self) -> dict[str, Any]:
         """Returns all numbers but those of single images, as values that JSON can hold.
@@ -215,7 +216,7 @@ class NoveltyStudy:
         if self.chosen_k is not None:
             sections["Chosen on the validation images"] = {"k": self.chosen_k}
         images = [("Histograms of the test images by score.", self.histograms())]
-        if self._sets[0].selection.images.shape[-1] in (1, 3, 4):  # what a PNG can have
+        if self._sets[0].selection.images.shape[-1] in PNG_CHANNELS:
             for scored in self._sets:
                 images += _ends(scored)
         return html_report(title, sections, images)

@@ -21,6 +21,7 @@ from nvae_tf.files import (
 )
 
 SHEET_LIMIT = 4096  # images; larger sheets are of no use to people, and may exceed the memory
+PNG_CHANNELS = (1, 3, 4)  # gray, RGB and RGBA
 ANIMATIONS = {".gif": 65_535, ".webp": 16_383}  # and the longest side of a frame, in pixels
 _MAX_VALUES = 2**31 - 1  # of an image that TensorFlow encodes
 _MAX_SIDE = 1_000_000  # pixels, libpng's limit
@@ -107,7 +108,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def check_channels(extension: str, channels: int) -> None:
     """Raises a ValueError if files of this extension cannot have so many channels."""
-    if extension == ".png" and channels not in (1, 3, 4):
+    if extension == ".png" and channels not in PNG_CHANNELS:
         raise ValueError(f"A PNG has 1, 3 or 4 channels, the images have {channels}.")
     if extension in ANIMATIONS and channels not in (1, 3):
         raise ValueError(f"An animation has 1 or 3 channels, the images have {channels}.")

@@ -43,12 +43,10 @@ def write_projection(
       files: A name for each image, in place of its number.
 
     Raises:
-      ValueError: The sprite would be too large, or a label holds a tabulator or a line break.
+      ValueError: The sprite would be too large, or a label or name cannot be in a table.
     """
-    names = [str(number) for number in range(len(images))]
-    if files is not None:  # a name may have what ends a cell or a line
-        names = [re.sub(r"[\t\r\n]", " ", file) for file in files]
-    check_projection(len(images), images.shape[1:], labels)
+    check_projection(len(images), images.shape[1:], [*(labels or ()), *(files or ())])
+    names = [str(number) for number in range(len(images))] if files is None else files
     tiles = _tiles(images)
     height, width = tiles.shape[1:3]
     columns = math.ceil(math.sqrt(len(tiles)))  # the projector counts on a square
@@ -81,13 +79,14 @@ def write_projection(
         tf.summary.text("projector", f"{len(images)} images, {len(latents)} latent groups")
 
 
-def check_projection(
-    count: int, shape: tuple[int, int, int], labels: Sequence[str] | None = None
-) -> None:
+def check_projection(count: int, shape: tuple[int, int, int], labels: Sequence[str] = ()) -> None:
     """Raises a ValueError if the projector cannot show so many images (h, w, C), or a label."""
-    for label in labels or ():
-        if set(label) & set("\t\r\n"):
-            raise ValueError(f"A label has no tabulators or line breaks, received {label!r}.")
+    for label in labels:
+        if re.search(r"[\t\r\n\ud800-\udfff]", label):
+            raise ValueError(
+                "A label has no tabulators, line breaks or bytes that are not UTF-8, received "
+                f"{label!r}."
+            )
     tiles = _tiles(np.zeros((1, *shape), np.uint8))
     if count > _most_images(tiles):
         raise ValueError(

@@ -24,7 +24,7 @@ def test_a_mapped_file_gives_the_same_batches(no_memory, tmp_path):
     in_memory = np.array(load_images(DataConfig(cache_dir=str(tmp_path)), CONFIG.model, "test"))
     mapped = load_images(DataConfig(cache_dir=str(tmp_path)), CONFIG.model, "test")
     assert isinstance(mapped, np.memmap) and not isinstance(in_memory, np.memmap)
-    assert len(os.listdir(tmp_path)) == 1  # read once, and whole
+    assert len(list(tmp_path.glob("*.uint8"))) == 1  # read once, and whole
     for make in (
         lambda images: training_batches(images, CONFIG, start=120).take(10),
         lambda images: evaluation_batches(images, CONFIG.model, 300),
@@ -39,7 +39,7 @@ def test_other_images_have_another_file(no_memory, tmp_path):
     for options in ({}, {"resize": True}, {"crop": (0, 0, 28, 28)}):
         load_images(DataConfig(cache_dir=str(tmp_path), **options), CONFIG.model, "test")
     load_images(DataConfig(cache_dir=str(tmp_path)), CONFIG.model, "train")
-    assert len(os.listdir(tmp_path)) == 4
+    assert len(list(tmp_path.glob("*.uint8"))) == 4
 
 
 def test_nothing_is_left_of_a_read_that_failed(no_memory, tmp_path):
@@ -50,8 +50,39 @@ def test_nothing_is_left_of_a_read_that_failed(no_memory, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         storage.store(broken, 1000, (4, 4, 1), str(tmp_path), "name")
     assert not os.listdir(tmp_path)
-    empty = storage.store(lambda: [], 1000, (4, 4, 1), str(tmp_path), "name")
-    assert empty.images.shape == (0, 4, 4, 1) and empty.left_out == {}
+    damaged = {f"{number}.png": "broken" for number in range(1000)}
+    arguments = 1000, (4, 4, 1), str(tmp_path), "name", lambda: damaged
+    empty = storage.store(lambda: [], *arguments)
+    assert empty.images.shape == (0, 4, 4, 1) and empty.left_out == damaged
+    assert storage.store(pytest.fail, *arguments).left_out == damaged
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "cut off": lambda images, notes: os.truncate(images, 5 * 48 + 12),
+        "emptied": lambda images, notes: os.truncate(images, 0),
+        "no notes": lambda images, notes: os.remove(notes),
+        "damaged notes": lambda images, notes: notes.write_text(""),
+        "notes of others": lambda images, notes: notes.write_text("{}"),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_is_not_whole_is_decoded_again(no_memory, tmp_path, damage):
+    images = np.random.default_rng(0).integers(256, size=(19, 4, 4, 3), dtype=np.uint8)
+    arguments = 20, (4, 4, 3), str(tmp_path), "name", lambda: {"x.png": "broken"}
+    storage.store(lambda: [images], *arguments)
+    damage[1](tmp_path / "name.uint8", tmp_path / "name.uint8.json")
+    for read in (lambda: [images], pytest.fail):
+        stored = storage.store(read, *arguments)
+        np.testing.assert_array_equal(stored.images, images)
+        assert stored.left_out == {"x.png": "broken"}
+
+
+def test_fewer_images_than_promised_are_an_error(no_memory, tmp_path):
+    images = np.zeros((19, 4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"name\.uint8' has changed after it was written"):
+        storage.store(lambda: [images], 20, (4, 4, 3), str(tmp_path), "name")
 
 
 def test_one_decodes_and_the_others_wait(no_memory, tmp_path):
@@ -69,7 +100,7 @@ def test_one_decodes_and_the_others_wait(no_memory, tmp_path):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for loaded in pool.map(load, range(4)):
             np.testing.assert_array_equal(loaded.images, images)
-    assert len(reads) == 1 and os.listdir(tmp_path) == ["name.uint8"]
+    assert len(reads) == 1 and sorted(os.listdir(tmp_path)) == ["name.uint8", "name.uint8.json"]
 
 
 def test_images_are_stored_where_the_file_system_has_no_locks(

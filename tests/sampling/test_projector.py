@@ -72,12 +72,12 @@ def test_without_labels_there_is_no_line_of_names(tmp_path):
 
 def test_files_take_the_place_of_numbers(tmp_path):
     latents, images = projection(count=3)
-    labels, files = ["a", "b", "a"], ["1/x.png", "2/tab\t and\nline.png", "y.png"]
+    labels, files = ["a", "b", "a"], ["1/x.png", "2/ä.png", "y.png"]
     write_projection(tmp_path, latents, images, labels, files)
     assert (tmp_path / "metadata.tsv").read_text().splitlines() == [
         "image\tclass",
         "1/x.png\ta",
-        "2/tab  and line.png\tb",
+        "2/ä.png\tb",
         "y.png\ta",
     ]
 
@@ -92,6 +92,8 @@ def test_refusals(tmp_path):
     latents, images = projection(count=2)
     with pytest.raises(ValueError, match="A label has no tabulators"):
         write_projection(tmp_path, latents, images, ["a", "b\tc"])
+    with pytest.raises(ValueError, match=r"that are not UTF-8, received 'b\\udce9\.png'"):
+        write_projection(tmp_path, latents, images, files=["a.png", "b\udce9.png"])
     with pytest.raises(ValueError, match="A label has no tabulators"):
         check_projection(2, images.shape[1:], ["a", "b\tc"])
     check_projection(128**2, (64, 64, 3))
