@@ -11,8 +11,6 @@ from nvae_tf.config import DataConfig, ModelConfig
 from nvae_tf.data.fit import crop_and_resize
 from nvae_tf.data.pipeline import preprocess
 
-PICTURE_CHANNELS = (1, 3, 4)  # gray, RGB and RGBA, the channels that a PNG can have
-
 _CROP_AND_RESIZE = DataConfig(center_crop=True, resize=True)
 _DEFAULT_TEMPERATURE = 1.0
 _COLOURS = 3  # channels of a JPEG, at most

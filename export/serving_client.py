@@ -382,7 +382,8 @@ def _check_picture(name: str, content: bytes) -> None:
         raise ValueError(f"{name} is not a picture; PNG and JPEG are.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises these for damaged files
+    # Pillow raises these for damaged files, and for others than PNG and JPEG.
+    except (OSError, SyntaxError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{name} is broken: {error}.") from error
     if file_format not in _PICTURE_FORMATS:
         raise ValueError(f"{name} is a picture in the format {file_format}; send PNG or JPEG.")

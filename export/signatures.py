@@ -20,7 +20,6 @@ from export.portable_signatures import (
     portable_signatures,
 )
 from export.request_tensors import (
-    PICTURE_CHANNELS,
     allowed_temperature,
     read_examples,
     read_pictures,
@@ -28,6 +27,7 @@ from export.request_tensors import (
 from nvae_tf.evaluation.novelty import draw_bounds
 from nvae_tf.model.inference import AnyModel, InferenceModel
 from nvae_tf.sampling import latents
+from nvae_tf.sampling.images import PNG_CHANNELS
 from nvae_tf.sampling.sampler import row_noise
 
 Signature: TypeAlias = tf.types.experimental.PolymorphicFunction
@@ -94,7 +94,7 @@ def make_signatures(model: AnyModel) -> dict[str, Signature]:
         return _image_outputs(prepared, latents.decode(prepared, groups))
 
     functions = {"sample": sample, "serving_default": serving_default, "decode": decode}
-    if model.config.image_shape[-1] in PICTURE_CHANNELS:
+    if model.config.image_shape[-1] in PNG_CHANNELS:
         functions |= _picture_signatures(prepared, signature)
     return functions | portable_signatures(prepared, signature)
 
@@ -195,7 +195,7 @@ def _image_outputs(model: InferenceModel, images: tf.Tensor) -> Outputs:
     values = tf.where(tf.math.is_nan(cropped), 0.0, tf.clip_by_value(cropped, 0.0, 1.0))
     pixels = tf.cast(tf.round(255 * values), tf.uint8)
     outputs = {"image": pixels}
-    if pixels.shape[-1] in PICTURE_CHANNELS:
+    if pixels.shape[-1] in PNG_CHANNELS:
         outputs["image_bytes"] = tf.map_fn(
             tf.io.encode_png, pixels, fn_output_signature=tf.TensorSpec([], tf.string)
         )

@@ -140,10 +140,10 @@ def images_and_holes(config: ExperimentConfig) -> tuple[np.ndarray, np.ndarray]:
     return images, np.repeat(hole[None], len(images), axis=0)
 
 
-def write_pictures(directory: str, completed: np.ndarray) -> None:
-    """Writes completions (N, M, h, w, C) uint8 as the PNG files of a directory."""
+def write_pictures(directory: str, completed: np.ndarray, first: int) -> None:
+    """Writes completions (B, M, h, w, C) uint8 of images from number `first` on as PNG files."""
     digits = max(2, len(str(completed.shape[1] - 1)))
-    pairs = itertools.product(*map(range, completed.shape[:2]))
+    pairs = itertools.product(range(first, first + len(completed)), range(completed.shape[1]))
     names = (f"{number:05}_{completion:0{digits}}.png" for number, completion in pairs)
     write_pngs(directory, completed.reshape(-1, *completed.shape[2:]), names)
 
@@ -172,19 +172,25 @@ def main(argv: list[str]) -> None:
         completer = Completer(model, _STEPS.value, _LEARNING_RATE.value, _BATCH_SIZE.value)
         batches = math.ceil(len(images) / _BATCH_SIZE.value)
         with tqdm(total=batches * _STEPS.value, unit="step", disable=None) as bar:
-            drawn, log_probs = [], []
+            done, drawn, log_probs = 0, [], []
             for batch in completer.batches(
                 seen, holes, _COMPLETIONS.value, _SEED.value, bar.update
             ):
-                drawn.append(to_uint8(batch.images))
+                these = slice(done, done + len(batch.images))
+                # What was seen stays as it is stored, not as the model saw it.
+                completed = np.where(
+                    holes[these, None, :, :, None], to_uint8(batch.images), images[these, None]
+                )
+                if pictures:
+                    write_pictures(pictures, completed, done)
+                if done < _SHEET_ROWS:
+                    drawn.append(completed)
                 log_probs.append(batch.hole_log_prob)
-        # What was seen stays as it is stored, not as the model saw it.
-        completed = np.where(holes[:, None, :, :, None], np.concatenate(drawn), images[:, None])
+                done = these.stop
         if pictures:
-            write_pictures(pictures, completed)
             scope.close()  # now it has its name, and other files may go into it
         shown = slice(_SHEET_ROWS)
-        parts = [show_holes(images[shown], holes[shown])[:, None], completed[shown]]
+        parts = [show_holes(images[shown], holes[shown])[:, None], np.concatenate(drawn)[shown]]
         if _PICTURES.value is None:  # else nobody knows what was there
             parts.insert(0, images[shown, None])
         write_atomically(_OUTPUT.value, encode_grid(np.concatenate(parts, axis=1), ".png"))

@@ -26,6 +26,7 @@ from nvae_tf.command_line import (
     use_devices,
 )
 from nvae_tf.data import load_image_set
+from nvae_tf.data.storage import image_blocks
 from nvae_tf.evaluation.detection import check_installed
 from nvae_tf.evaluation.novelty import NoveltyEvaluator
 from nvae_tf.evaluation.novelty_suite import NoveltyStudy, ScoredSet, Selection
@@ -69,6 +70,13 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
+def same_images(known: np.ndarray, novel: np.ndarray) -> bool:
+    """Returns whether two sets (N, h, w, C) are equal, which may be larger than the memory."""
+    return known.shape == novel.shape and all(
+        np.array_equal(known[block], novel[block]) for block in image_blocks(known)
+    )
+
+
 def main(argv: list[str]) -> None:
     with usage_errors(argv):
         output, extension = os.path.splitext(_OUTPUT.value)
@@ -97,7 +105,7 @@ def main(argv: list[str]) -> None:
             )
             for name, data in sets.items()
         }
-        if novel and np.array_equal(selections["known"].images, selections["novel"].images):
+        if novel and same_images(*(selection.images for selection in selections.values())):
             raise ValueError(
                 "Both sets have the same images. Every field that --novel.* does not give is that "
                 f"of the first set, among them name={novel.name} and data_dir={novel.data_dir!r}."

@@ -31,7 +31,7 @@ from nvae_tf.evaluation import (
 from nvae_tf.evaluation.kept_rows import KeptRows
 from nvae_tf.fingerprints import array_fingerprint, result_path
 from nvae_tf.model.nvae import NVAE
-from nvae_tf.sampling.images import sheet, to_uint8
+from nvae_tf.sampling.images import PNG_CHANNELS, sheet, to_uint8
 from nvae_tf.sampling.readjustment import readjusted, stored_statistics
 from nvae_tf.sampling.sampler import Sampler
 
@@ -203,7 +203,7 @@ class Evaluation:
             sections["Sample quality"] = nested["sample_quality"]
             sections["How the samples of the sample quality were drawn"] = protocol
         images = _curves(self._hierarchy, self._config.model) if self._hierarchy else []
-        if self._config.model.image_shape[-1] in (1, 3, 4):  # the channels that a PNG can have
+        if self._config.model.image_shape[-1] in PNG_CHANNELS:
             images += [self._strips(), *self._samples()]
         return html_report(title, sections, images)
 

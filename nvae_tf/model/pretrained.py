@@ -99,10 +99,7 @@ class Pretrained:
                 f"{name!r} is not the directory of a trained model: {error} It must hold "
                 f"{_CONFIG}, {_METADATA} and {_WEIGHTS}, which nvae-save-preset writes."
             ) from error
-        if type(facts.get("step", 0)) is not int or not isinstance(
-            facts.get("evaluation", {}), dict
-        ):
-            raise ValueError(f"{name!r}: step or evaluation in {_METADATA} are of a wrong kind.")
+        _check_facts(facts, name)
         return cls(name, directory, config, facts)
 
     def load_weights(self, model: keras.Model) -> None:
@@ -120,6 +117,22 @@ class Pretrained:
             ) from error
         if wrong := first_not_finite(model.variables):
             raise ValueError(f"{path!r}: the values of {wrong} are not finite.")
+
+
+def _check_facts(facts: Mapping[str, Any], name: str) -> None:
+    """Raises a ValueError if those facts that are read again are not of their kind."""
+    origin = facts.get("init_from", {})
+    right = {
+        "step": type(facts.get("step", 0)) is int,
+        "evaluation": isinstance(facts.get("evaluation", {}), dict),
+        "init_from": isinstance(origin, dict)
+        and (
+            not origin or (isinstance(origin.get("name"), str) and type(origin.get("step")) is int)
+        ),
+    }
+    for field, is_right in right.items():
+        if not is_right:
+            raise ValueError(f"{name!r}: {field} in {_METADATA} is of a wrong kind.")
 
 
 def builtin_directory() -> str:

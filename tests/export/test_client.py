@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -325,6 +326,8 @@ def large_png():
     [
         (b"", "Picture 1 is not a picture"),
         (b"no picture", "Picture 1 is not a picture"),
+        # A DDS file whose kind of pixels Pillow does not know.
+        (b"DDS " + struct.pack("<31I", 124, 0x1007, 8, 8, *27 * [0]), "Picture 1 is broken"),
         (in_format("PNG")[:-80], "Picture 1 is broken"),
         (in_format("JPEG")[:-80], "Picture 1 is broken"),
         (in_format("BMP"), "the format BMP; send PNG or JPEG"),

@@ -174,6 +174,22 @@ def not_finite(path):
             lambda path: (path / "metadata.json").write_text("[]"),
             "metadata.json. is not a JSON object",
         ),
+        *(
+            (
+                lambda path, field=field, value=value: (path / "metadata.json").write_text(
+                    json.dumps({field: value})
+                ),
+                f"{field} in metadata.json is of a wrong kind",
+            )
+            for field, value in (
+                ("step", "7"),
+                ("step", True),
+                ("evaluation", []),
+                ("init_from", "x"),
+                ("init_from", {"name": "x"}),
+                ("init_from", {"name": 1, "step": 2}),
+            )
+        ),
         (lambda path: (path / "model.weights.h5").unlink(), "h5' does not hold the weights"),
         (damage_weights, "h5' does not hold the weights"),
         (other_model, "h5' does not hold the weights"),

@@ -34,6 +34,7 @@ def test_images_of_the_data_set(finished, tmp_path):
         "--num_images=3",
         "--completions=2",
         "--steps=2",
+        "--batch_size=2",
         f"--output={tmp_path}/sheet.png",
         f"--pictures_output={tmp_path}/pictures",
         f"--score={tmp_path}/score.json",
@@ -41,12 +42,16 @@ def test_images_of_the_data_set(finished, tmp_path):
     assert "2 completions of 3 images" in finish(completed)
     config = TrainedModel.of_run(Workdir(finished.path), "latest").config
     images = load_images(config.data, config.model, "test")[:3]
-    assert decode(tmp_path / "sheet.png").shape == (32, 42, 1)
+    sheet = decode(tmp_path / "sheet.png")
+    assert sheet.shape == (32, 42, 1)
     names = sorted(os.listdir(tmp_path / "pictures"))
     assert names == [f"0000{image}_0{number}.png" for image in range(3) for number in range(2)]
     for name in names:
         picture = decode(tmp_path / "pictures" / name)
-        np.testing.assert_array_equal(picture[:, :4], images[int(name[:5]), :, :4])
+        number, completion = int(name[:5]), int(name[6:8])
+        np.testing.assert_array_equal(picture[:, :4], images[number, :, :4])
+        top, left = 2 + 10 * number, 2 + 10 * (2 + completion)
+        np.testing.assert_array_equal(picture, sheet[top : top + 8, left : left + 8])
     score = json.loads((tmp_path / "score.json").read_text())
     assert score["num_images"] == 3 and score["hole_pixels"] == 32
     assert list(score["mixture"]) == ["1", "2"]

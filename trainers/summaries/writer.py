@@ -21,6 +21,7 @@ from nvae_tf.evaluation import (
 )
 from nvae_tf.model.inference import InferenceModel, PreparedWeights
 from nvae_tf.runs.workdir import Workdir
+from nvae_tf.sampling.images import PNG_CHANNELS
 from nvae_tf.training.metrics import BatchMeans, StepMetrics
 from nvae_tf.training.objective import bits_per_dimension
 from trainers.summaries import description
@@ -195,7 +196,7 @@ class Summaries:
             with self._train.as_default(step):
                 self._log_figures(self._last.batch)
                 self._log_singular_values(self._last.batch.singular_values)
-        if self._config.image_shape[-1] in (1, 3, 4):  # what a picture can show
+        if self._config.image_shape[-1] in PNG_CHANNELS:  # else they cannot be shown
             with self._validation.as_default(step):
                 self._log_gallery(weights)
 
