@@ -67,6 +67,7 @@ def test_nothing_stands_twice_on_a_page(page):
 def test_one_version_everywhere():
     version = re.search(r'version="([\d.]+)"', (ROOT / "setup.py").read_text())[1]
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{version}}}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f'    version = "{version}",\n' in (ROOT / "MODULE.bazel").read_text()
 
 
