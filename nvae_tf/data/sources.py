@@ -85,8 +85,8 @@ def load_image_set(data: DataConfig, model: ModelConfig, split: str) -> ImageSet
     if source.files is None:
         return ImageSet(stored.images)
     root = data_directory(data)
-    files = [_below(path, root) for path in source.files if path not in stored.left_out]
-    return ImageSet(stored.images, files)
+    used = [path for path in source.files if path not in stored.left_out]
+    return ImageSet(stored.images, [_printable(os.path.relpath(path, root)) for path in used])
 
 
 def _load(data: DataConfig, model: ModelConfig, split: str) -> tuple[Source, Stored]:
@@ -160,14 +160,16 @@ def _batches(
         raise ValueError(f"{data.name!r}: {source.count} images promised, {seen} read.")
 
 
-def _below(path: str, directory: str) -> str:
-    name = os.fsencode(os.path.relpath(path, directory)).decode(errors="backslashreplace")
+def _printable(path: str) -> str:
+    """Returns a path with escapes in place of what no text has."""
+    name = os.fsencode(path).decode(errors="backslashreplace")
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 def _warn(left_out: dict[str, str], count: int) -> None:
     if left_out:
-        named = "; ".join(f"{name}: {left_out[name]}" for name in sorted(left_out)[:_LISTED])
+        some = sorted(left_out)[:_LISTED]
+        named = "; ".join(f"{_printable(name)}: {left_out[name]}" for name in some)
         more = f"; and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
         logging.warning("Left out %d of %d images: %s%s", len(left_out), count, named, more)
 

@@ -116,6 +116,17 @@ def test_what_was_left_out_is_said_whenever_the_stored_images_are_used(
         assert "Left out 2 of 4 images" in caplog.text and "1.png" in caplog.text
 
 
+def test_a_name_of_other_bytes_is_another_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_IN_MEMORY", 10)
+    directory = tmp_path / "pictures/train"
+    save(directory / "b.png", 7)
+    data = folder(tmp_path / "pictures", skip_corrupt=True, cache_dir=str(tmp_path / "cache"))
+    (directory / os.fsdecode(b"a\xfe.png")).write_bytes(b"no picture")
+    assert load_image_set(data, MODEL, "train").files == ["train/b.png"]
+    (directory / os.fsdecode(b"a\xfe.png")).rename(directory / os.fsdecode(b"a\xff.png"))
+    assert load_image_set(data, MODEL, "train").files == ["train/b.png"]
+
+
 def test_other_code_decodes_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "_IN_MEMORY", 10)
     save(tmp_path / "pictures/train/0.png", 7)
