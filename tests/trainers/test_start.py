@@ -2,6 +2,7 @@
 
 import glob
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -73,6 +74,25 @@ def start(program, *arguments, before="", **options):
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.run([sys.executable, "-c", code, *arguments], check=False, **options)
+
+
+GRADIENT = """
+import tensorflow as tf
+inputs = tf.Variable(tf.ones((1, 8, 8, 4)))
+with tf.GradientTape() as tape:
+    outputs = tf.nn.conv2d(inputs, tf.ones((3, 3, 4, 4)), 1, 'SAME', dilations=2)
+print(os.environ['TF_ENABLE_ONEDNN_OPTS'], tape.gradient(outputs, inputs).shape)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN is for x86 CPUs")
+def test_every_cpu_has_gradients_of_dilated_convolutions(monkeypatch):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    process = start(GRADIENT)
+    assert process.returncode == 0 and process.stdout.split()[0] == b"1", process.stderr
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    process = start("print(os.environ['TF_ENABLE_ONEDNN_OPTS'])")
+    assert process.stdout == b"0\n"
 
 
 @pytest.fixture
