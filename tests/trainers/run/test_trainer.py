@@ -122,9 +122,11 @@ def assert_same_path(ours, theirs, rtol=1e-5, balanced=True):
         norms = ours_step.verdict.gradient_norm, theirs_step.verdict.gradient_norm
         np.testing.assert_allclose(*norms, rtol, err_msg="gradient_norm")
         np.testing.assert_allclose(a.kl_per_group, b.kl_per_group, rtol=1e-4, atol=1e-5)
-        # Squares, for they come from means of squares near 130^2, which float32 has to 2e-3.
-        errors = (np.square(batch.standard_errors(4)) for batch in (a, b))
-        np.testing.assert_allclose(*errors, rtol=1e-3, atol=1.5e-3)
+        errors = a.standard_errors(4), b.standard_errors(4)
+        np.testing.assert_allclose(*(error[1:] for error in errors), rtol=1e-3, atol=5e-3)
+        # That of the -ELBO is from a mean of squares near 130^2, which float32 has to 2e-3, and the
+        # square of the mean: its square is known to a third of twice that.
+        np.testing.assert_allclose(*(error[0] ** 2 for error in errors), rtol=1e-3, atol=1.5e-3)
         if balanced:
             np.testing.assert_allclose(a.balance, b.balance, rtol=1e-4)
 
