@@ -128,11 +128,11 @@ def _alone(path: str) -> Iterator[None]:
 
 def _read(path: str, count: int, shape: tuple[int, int, int]) -> Stored | None:
     """Returns what `_write` wrote of `count` images; None if it is not there, or not whole."""
-    notes = _notes(path)
-    if not (os.path.exists(path) and os.path.exists(notes)):
+    if not os.path.exists(path):
         return None
+    notes = _notes(path)
     try:
-        missing = json.loads(read_bytes(notes))
+        missing = json.loads(read_bytes(notes)) if os.path.exists(notes) else {}
     except ValueError as error:
         logging.warning("Images are decoded again, for %s is damaged: %s", notes, error)
         return None
@@ -146,7 +146,7 @@ def _read(path: str, count: int, shape: tuple[int, int, int]) -> Stored | None:
 
 
 def _notes(path: str) -> str:
-    """Returns the path of the file that says which images are not in the one at `path`."""
+    """Returns the path of the file that says which images are missing at `path`, if any are."""
     return f"{path}.json"
 
 
@@ -156,4 +156,7 @@ def _write(
     with new_file(path) as temporary, open(temporary, "wb") as file:
         for batch in batches:
             file.write(batch.tobytes())
-        write_atomically(_notes(path), to_json(left_out()))
+        if missing := left_out():
+            write_atomically(_notes(path), to_json(missing))
+        elif os.path.exists(_notes(path)):
+            os.remove(_notes(path))

@@ -106,18 +106,15 @@ class ImageLikelihoods:
           files: [N], the images' files, which become a column; None: they have none.
         """
         groups = self.kl_per_group.shape[1]
-        names = ["negative_elbo", "iw_bound", "reconstruction"]
+        names = ["image", "negative_elbo", "iw_bound", "reconstruction"]
         names += [f"kl_{group:02d}" for group in range(groups)]
         values = [self.negative_elbo, self.iw_bound, self.reconstruction, *self.kl_per_group.T]
-        images: Iterable[list[str]] = ([str(number)] for number in range(len(values[0])))
-        first = ["image"]
+        columns: list[Iterable[str]] = [map(str, range(len(self.reconstruction)))]
+        columns += [map("{:.6f}".format, column) for column in values]
         if files is not None:
-            first.append("file")
-            images = ([str(number), file] for number, file in enumerate(files))
-        rows = zip(images, zip(*values), strict=True)
-        return to_csv(
-            [*first, *names], ([*image, *(f"{x:.6f}" for x in bounds)] for image, bounds in rows)
-        )
+            names.insert(1, "file")
+            columns.insert(1, files)
+        return to_csv(names, zip(*columns, strict=True))
 
 
 class LikelihoodEvaluator:

@@ -134,7 +134,7 @@ def test_other_code_decodes_anew(tmp_path, monkeypatch):
     for code in ("before", "before", "after"):
         monkeypatch.setattr(sources, "sources_fingerprint", lambda _, code=code: code)
         load_images(data, MODEL, "train")
-    assert len(list((tmp_path / "cache").glob("*.uint8"))) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_file_that_a_disk_fails_to_read_is_not_left_out(tmp_path, monkeypatch):
